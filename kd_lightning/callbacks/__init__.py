@@ -1,0 +1,20 @@
+"""Beside the loop: what watches and writes while a run goes on."""
+
+from kd_lightning.callbacks.checkpoint_io import SafeCheckpointIO
+from kd_lightning.callbacks.checkpoints import Checkpoints
+from kd_lightning.callbacks.ema import StudentEMA
+from kd_lightning.callbacks.metrics_file import MetricsFile
+from kd_lightning.callbacks.predictions import Predictions
+from kd_lightning.callbacks.preemption import Preempted, Preemption
+from kd_lightning.callbacks.record import RunRecord
+
+__all__ = [
+    "Checkpoints",
+    "MetricsFile",
+    "Predictions",
+    "Preempted",
+    "Preemption",
+    "RunRecord",
+    "SafeCheckpointIO",
+    "StudentEMA",
+]

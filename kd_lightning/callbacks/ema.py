@@ -1,0 +1,126 @@
+"""An exponential moving average of the student's weights."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+KEY = "ema"
+
+
+class StudentEMA(pl.Callback):
+    """Keeps theta_ema <- decay theta_ema + (1 - decay) theta after each optimizer step, of the student alone.
+
+    The average is in the checkpoint under a key of its own; the student's weights stay what they were. Validation and
+    test look at the average where ``evaluate`` says so. Buffers are averaged where they are floating point.
+
+    Args:
+        decay: In [0, 1); 0.9999 is usual for ImageNet, 0.999 or less for short trainings.
+        evaluate: Whether the average stands in for the student in validation, test and prediction.
+
+    Raises:
+        ValueError: if ``decay`` is out of range.
+    """
+
+    def __init__(self, decay: float = 0.9999, evaluate: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay, self.evaluate = decay, evaluate
+        self.average: AveragedModel | None = None
+        self._steps = 0
+        self._restored: dict[str, Any] | None = None
+        self._own: dict[str, torch.Tensor] | None = None
+
+    def _build(self, module: pl.LightningModule) -> AveragedModel:
+        student = module.student
+        if not isinstance(student, nn.Module):
+            raise ValueError(f"{type(module).__name__} has no student to average")
+        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        if self._restored is not None:
+            average.load_state_dict(self._restored)
+            self._restored = None
+        return average.requires_grad_(False)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start from the student as it is, or from the checkpoint's average."""
+        self.average = self._build(pl_module)
+        self._steps = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the average, if the student has moved."""
+        if self.average is not None and trainer.global_step != self._steps:
+            self._steps = trainer.global_step
+            self.average.update_parameters(self._student(pl_module))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the average beside the student's state."""
+        if self.average is not None:
+            checkpoint[KEY] = self.average.state_dict()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take up the average.
+
+        Raises:
+            ValueError: if the checkpoint has none, as the average would silently start anew.
+        """
+        if KEY not in checkpoint:
+            raise ValueError("the checkpoint holds no average of the student: it was made without StudentEMA")
+        self._restored = checkpoint[KEY]
+
+    @staticmethod
+    def _student(module: pl.LightningModule) -> nn.Module:
+        student = module.student
+        if not isinstance(student, nn.Module):
+            raise ValueError(f"{type(module).__name__} has no student")
+        return student
+
+    def _swap_in(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not self.evaluate:
+            return
+        if self.average is None and trainer.ckpt_path and not trainer.training:
+            stored = torch.load(Path(trainer.ckpt_path), map_location="cpu", weights_only=True)
+            if KEY in stored:
+                self._restored = stored[KEY]
+                self.average = self._build(module)
+        if self.average is not None:
+            student = self._student(module)
+            self._own = {key: value.clone() for key, value in student.state_dict().items()}
+            student.load_state_dict(self.average.module.state_dict())
+
+    def _swap_out(self, module: pl.LightningModule) -> None:
+        if self._own is not None:
+            self._student(module).load_state_dict(self._own)
+            self._own = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The average stands in."""
+        self._swap_in(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The student is back."""
+        self._swap_out(pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The average stands in."""
+        self._swap_in(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The student is back."""
+        self._swap_out(pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The average stands in."""
+        self._swap_in(trainer, pl_module)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The student is back."""
+        self._swap_out(pl_module)

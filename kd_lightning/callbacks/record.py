@@ -1,0 +1,68 @@
+"""The record of a run: its configuration before step 0, its figures after the test."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+
+from kd_lightning.callbacks.metrics_file import MetricsFile
+from kd_lightning.run_folder import RunFolder, provenance, write_atomically, write_json
+
+
+class RunRecord(pl.Callback):
+    """Writes ``config.yaml``, ``run.json`` when a training has finished, ``results.json`` after a test.
+
+    Args:
+        folder: The run's.
+        config: The complete configuration as YAML.
+        seed: The run's.
+        after_setup: Called on every rank once the processes have found each other.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: str, seed: int, after_setup: Callable[[], None] | None = None
+    ) -> None:
+        self.folder, self.config, self.seed, self.after_setup = folder, config, seed, after_setup
+        self.started = time.time()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the configuration, unless the run has one; a resumed run keeps its own."""
+        if self.after_setup is not None:
+            self.after_setup()
+        if trainer.is_global_zero and not self.folder.config.exists():
+            write_atomically(self.folder.config, self.config)
+        for logger in trainer.loggers:
+            if not isinstance(logger, MetricsFile) and stage == "fit":
+                logger.log_hyperparams({**yaml.safe_load(self.config), **provenance()})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget what was logged after the step that the run starts from."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.rewind(trainer.global_step)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that the training has finished, and where it stands."""
+        if trainer.is_global_zero:
+            write_json(self.folder.record, {**self._facts(trainer), "global_step": trainer.global_step})
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the figures of the test."""
+        if trainer.is_global_zero:
+            figures = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")
+            }
+            write_json(
+                self.folder.results, {**figures, **self._facts(trainer), "checkpoint": str(trainer.ckpt_path or "")}
+            )
+
+    def _facts(self, trainer: pl.Trainer) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "epochs": trainer.max_epochs,
+            "devices": trainer.world_size,
+            "seconds": round(time.time() - self.started, 1),
+            **provenance(),
+        }

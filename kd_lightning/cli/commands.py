@@ -1,0 +1,144 @@
+"""The commands: LightningCLI's, and those that take a run's folder instead of a configuration."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from kd_lightning.cli.door import Door
+from kd_lightning.cli.parser import guard
+from kd_lightning.cli.yaml_file import check_yaml
+from kd_lightning.run_folder import RunFolder, broken
+
+MENDABLE = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, MisconfigurationException)
+USAGE, STOPPED = 2, 1
+Line = list[str]
+
+
+def taken(arguments: Line, option: str) -> list[str]:
+    """The values of an option, which is taken out of the arguments; ``--option VALUE`` and ``--option=VALUE``.
+
+    Raises:
+        ValueError: if the last one has no value.
+    """
+    values: list[str] = []
+    rest: Line = []
+    given = iter(arguments)
+    for argument in given:
+        if argument == option:
+            value = next(given, None)
+            if value is None:
+                raise ValueError(f"{option} needs a value")
+            values.append(value)
+        elif argument.startswith(f"{option}="):
+            values.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    arguments[:] = rest
+    return values
+
+
+def run_of(arguments: Line) -> RunFolder:
+    """The run folder that a command names.
+
+    Raises:
+        ValueError: if it names none, FileNotFoundError: if it is no run's.
+    """
+    if len(arguments) < 2 or arguments[1].startswith("-"):
+        raise ValueError(f"{arguments[0]} needs the folder of a run: kd-lightning {arguments[0]} RUN_DIR")
+    folder = RunFolder(Path(arguments[1]))
+    if not folder.path.is_dir():
+        raise FileNotFoundError(f"there is no run folder {folder.path}")
+    if not folder.config.is_file():
+        raise FileNotFoundError(f"{folder.path} is not the folder of a run: it has no config.yaml")
+    return folder
+
+
+def resumed(arguments: Line) -> tuple[Line, RunFolder] | None:
+    """The command line that goes on with a run from its newest whole checkpoint; None if the run has finished.
+
+    Raises:
+        ValueError: if it has checkpoints, and none is whole.
+    """
+    folder = run_of(arguments)
+    if folder.record.exists():
+        print(f"{folder.path} has finished: there is nothing to resume")
+        return None
+    for part in folder.checkpoints.glob(".*.part"):
+        part.unlink()
+    line = ["fit", "--config", str(folder.config), *arguments[2:]]
+    candidates = [path for path in (folder.last, folder.best()) if path is not None and path.exists()]
+    for checkpoint in candidates:
+        if fault := broken(checkpoint):
+            print(f"kd-lightning: {fault}", file=sys.stderr)
+        else:
+            print(f"resuming {folder.path} from {checkpoint}")
+            return [*line, "--ckpt_path", str(checkpoint)], folder
+    if candidates:
+        raise ValueError(f"no checkpoint of {folder.path} is whole: start a new run from its config.yaml")
+    print(f"resuming {folder.path} from its start: it has no checkpoint")
+    return line, folder
+
+
+def of_run(arguments: Line) -> tuple[Line, RunFolder]:
+    """The command line that tests a run, or predicts with it.
+
+    Raises:
+        ValueError: for a checkpoint that is neither last nor best, FileNotFoundError: if the run does not have it.
+    """
+    folder = run_of(arguments)
+    chosen = (taken(arguments, "--ckpt") or ["last"])[-1]
+    if chosen not in {"last", "best"}:
+        raise ValueError(f"--ckpt must be last or best, got {chosen}")
+    checkpoint = folder.last if chosen == "last" else folder.best()
+    if checkpoint is None or not checkpoint.exists():
+        raise FileNotFoundError(f"{folder.path} has no {chosen} checkpoint")
+    return [arguments[0], "--config", str(folder.config), *arguments[2:], "--ckpt_path", str(checkpoint)], folder
+
+
+def translated(arguments: Line) -> tuple[Line, RunFolder | None] | None:
+    """A command line as LightningCLI knows it, and the run that it is about; None if there is nothing to do."""
+    if arguments[0] == "resume":
+        return resumed(arguments)
+    if arguments[0] in {"test", "validate", "predict"} and len(arguments) > 1 and not arguments[1].startswith("-"):
+        return of_run(arguments)
+    return arguments, None
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command line.
+
+    Returns:
+        The exit code: 0; 2 for what the user can mend, found before a step was made; 1 for a run that had to stop.
+    """
+    line = list(arguments)
+    door: Door | None = None
+    try:
+        guard(taken(line, "--allow"))
+        meant = translated(line)
+        if meant is None:
+            return 0
+        line, folder = meant
+        for option in ("--config", "-c"):
+            for path in taken(list(line), option):
+                check_yaml(Path(path))
+        door = Door(line, folder)
+        door.carry_out()
+    except MENDABLE as error:
+        return said(error, STOPPED if door is not None and door.trainer.global_step > 0 else USAGE)
+    except (ArithmeticError, OSError) as error:
+        return said(error, STOPPED)
+    return 0
+
+
+def said(error: Exception, code: int) -> int:
+    """Print an error as one message, with its traceback where KD_LIGHTNING_DEBUG is set; the code."""
+    if os.environ.get("KD_LIGHTNING_DEBUG"):
+        traceback.print_exc()
+    print(f"kd-lightning: error: {error}", file=sys.stderr)
+    if not os.environ.get("KD_LIGHTNING_DEBUG"):
+        print("  (KD_LIGHTNING_DEBUG=1 shows where)", file=sys.stderr)
+    return code

@@ -1,0 +1,56 @@
+"""The parser: LightningCLI's, with errors that help and imports that were allowed."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+
+from kd_lightning import trust
+
+UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments|[Kk]ey|[Oo]ption|[Aa]rgument)s?:? [\"'`]*(?:--)?([\w.]+)")
+LISTED = re.compile(r"--([\w.]+)")
+
+
+def guard(allowed: Sequence[str]) -> None:
+    """Let configurations import this package, its libraries, and ``allowed``; nothing else, and nothing from a URL."""
+    trust.allow(allowed)
+    set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=sorted(trust.ALLOWED),
+        validate_subclass_spec_in_any=True,
+        instantiate_subclass_spec_in_any=False,
+        config_read_mode_fsspec_enabled=False,
+    )
+
+
+def nearest(unknown: str, known: Iterable[str]) -> str | None:
+    """The known key that an unknown one was probably meant to be, compared whole and by its last part."""
+    known = sorted(known)
+    whole = difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
+    if whole:
+        return whole[0]
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    leaf = difflib.get_close_matches(unknown.rpartition(".")[2], leaves, n=1, cutoff=0.7)
+    return leaves[leaf[0]] if leaf else None
+
+
+class Parser(LightningArgumentParser):
+    """Names the nearest key where one is unknown, and expands no abbreviation."""
+
+    subparsers: Sequence[LightningArgumentParser] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+        """Leave with exit code 2, one message, and the nearest keys."""
+        known = {action.dest for parser in (self, *Parser.subparsers) for action in parser._actions}
+        known |= set(LISTED.findall(message))
+        hints = {key: nearest(key, known - {key}) for key in dict.fromkeys(UNKNOWN.findall(message))}
+        said = "".join(f"\n  {key}: did you mean {hint}?" for key, hint in hints.items() if hint and key not in known)
+        print(f"kd-lightning: error: {message}{said}", file=sys.stderr)
+        sys.exit(2)

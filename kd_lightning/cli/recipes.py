@@ -1,0 +1,104 @@
+"""Recipes: a teacher's weights may name the configuration that makes them; it is trained first, once."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from jsonargparse import Namespace
+
+from kd_lightning import trust
+from kd_lightning.cli.run_naming import INHERITED, RUNS
+from kd_lightning.run_folder import RunFolder
+
+EXPERIMENT = "recipes"
+LAUNCHED = ("LOCAL_", "GROUP_", "ROLE_", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_", "PL_")
+
+
+def _recipes(node: Any) -> Iterator[Any]:
+    """The nodes of a configuration that hold ``weights: {recipe: CONFIG}``."""
+    if isinstance(node, Namespace | dict):
+        items = vars(node) if isinstance(node, Namespace) else node
+        weights = items.get("weights")
+        if isinstance(weights, dict) and set(weights) == {"recipe"}:
+            yield node
+        for value in items.values():
+            yield from _recipes(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _recipes(value)
+
+
+def found_config(recipe: str, beside: Sequence[Path]) -> Path:
+    """The file of a recipe: from the working folder, or from a folder above a configuration that names it.
+
+    Raises:
+        FileNotFoundError: if it is in none of them.
+    """
+    folders = [Path(), *(parent for config in beside for parent in config.resolve().parents)]
+    for folder in folders:
+        if (folder / recipe).is_file():
+            return folder / recipe
+    raise FileNotFoundError(f"weights.recipe: there is no configuration {recipe}, in no folder above {beside} either")
+
+
+def run_of_recipe(config: Path, steps: int = 0) -> RunFolder:
+    """Where the run of a recipe is: its name holds a hash of the file's text, so an edited recipe is another run."""
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:8]
+    hurried = f"-{steps}-steps" if steps else ""
+    return RunFolder(RUNS / EXPERIMENT / f"{config.stem}-{digest}{hurried}")
+
+
+def train(config: Path, steps: int = 0) -> RunFolder:
+    """The finished run of a recipe; trained, or resumed, by one process, while others wait.
+
+    Args:
+        config: The recipe.
+        steps: Only so many batches of one epoch, for a dry run; 0 trains as the recipe says.
+
+    Raises:
+        ValueError: if the training fails.
+    """
+    folder = run_of_recipe(config, steps)
+    folder.path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder.path}.lock"):
+        if folder.record.exists():
+            return folder
+        if folder.config.exists():
+            command = ["resume", str(folder.path)]
+        else:
+            if folder.path.exists():
+                folder.path.rmdir()
+            command = ["fit", "--config", str(config), "--experiment", EXPERIMENT, "--run", folder.path.name]
+            if steps:
+                command += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={steps}"]
+                command += [f"--trainer.limit_val_batches={steps}"]
+        allowed = [word for module in sorted(trust.ALLOWED - trust.BUILT_IN) for word in ("--allow", module)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHED) and k != INHERITED}
+        print(f"kd-lightning: training the recipe {config} in {folder.path} first", flush=True)
+        done = subprocess.run([sys.executable, "-m", "kd_lightning", *command, *allowed], env=environment, check=False)
+        if done.returncode:
+            raise ValueError(f"weights.recipe: training {config} ended with exit code {done.returncode}")
+    return folder
+
+
+def resolve_recipes(config: Namespace, beside: Sequence[Path], replace: bool) -> None:
+    """Find every recipe's file and, with ``replace``, put the folder of its finished run in its place.
+
+    In a fast_dev_run a recipe that has no finished run is trained for as few steps, and the teacher is not examined.
+    """
+    for node in list(_recipes(config)):
+        path = found_config(node["weights"]["recipe"], beside)
+        if not replace:
+            node["weights"] = {"recipe": str(path)}
+            continue
+        steps = int(config.trainer.get("fast_dev_run") or 0)
+        if steps and not run_of_recipe(path).record.exists():
+            config.model.init_args.teacher.init_args.check = False
+        else:
+            steps = 0
+        node["weights"] = str(train(path, steps).path)

@@ -1,0 +1,145 @@
+"""What every image data module offers: classes, normalisation, a validation split, loaders of named views."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from kd_lightning.datamodules.loader import Loader
+from kd_lightning.datamodules.plan import EpochPlan
+from kd_lightning.seeds import hashed, run_seed
+
+Split = Literal["train", "val", "test"]
+
+
+def held_out(count: int, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of the training and of the validation part, a fixed choice for a seed; both int64, ascending.
+
+    Args:
+        count: Rows of the full training set.
+        fraction: Share that is held out, in [0, 1).
+        seed: Of the split alone: runs that differ in their training seed validate on the same samples.
+    """
+    rows = torch.arange(count)
+    by_hash = torch.sort(hashed(seed, "validation split", rows), stable=True).indices
+    size = round(count * fraction)
+    return by_hash[size:].sort().values, by_hash[:size].sort().values
+
+
+class ImageDataModule(pl.LightningDataModule, ABC):
+    """Images with labels, served as named views in global batches.
+
+    Args:
+        global_batch_size: Samples per optimizer step over all devices; the per-device batch is derived from it.
+        eval_batch_size: Samples per evaluation step over all devices; ``global_batch_size`` by default.
+        val_fraction: Share of the training set that is held out for validation, in [0, 1). With 0 there is no
+            validation during training, unless ``validate_on_test``.
+        validate_on_test: Validate on the official test set during training, as the published protocols do. What is
+            then chosen by ``val/top1`` was chosen on the test set: report the last epoch.
+        drop_last: Drop a last training batch that is smaller than the others.
+        repeats: Views of one sample in an epoch (repeated augmentation).
+        seed: Of order and views; None takes the run's (``seed_everything``).
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        global_batch_size: int,
+        *,
+        eval_batch_size: int | None = None,
+        val_fraction: float = 0.0,
+        validate_on_test: bool = False,
+        drop_last: bool = False,
+        repeats: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
+        if validate_on_test and val_fraction > 0:
+            raise ValueError(f"validate_on_test needs val_fraction 0, got {val_fraction}: choose one validation set")
+        for name, value in {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        self.global_batch_size = global_batch_size
+        self.eval_batch_size = eval_batch_size or global_batch_size
+        self.val_fraction, self.validate_on_test, self.drop_last = val_fraction, validate_on_test, drop_last
+        self.repeats, self.seed = repeats, seed
+
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str]:
+        """Names of the classes in the order of their indices; known after `setup`."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel that the images are normalised by, in units of [0, 1]."""
+
+    @property
+    @abstractmethod
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel that the images are normalised by, in units of [0, 1]."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a view."""
+
+    @abstractmethod
+    def rows(self, split: Split) -> Tensor:
+        """Row numbers of the samples of a split, int64, in the full training or test set."""
+
+    @abstractmethod
+    def loader(self, split: Split, plan: EpochPlan, device: torch.device) -> Loader:
+        """The loader of a split; ``plan.train`` says whether its views are augmented."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; known after `setup`."""
+        return len(self.classes)
+
+    def plan(self, split: Split, train: bool) -> EpochPlan:
+        """The epochs of a split on this rank."""
+        trainer = self.trainer
+        seed = run_seed() if self.seed is None else self.seed
+        return EpochPlan(
+            self.rows(split),
+            self.global_batch_size if train else self.eval_batch_size,
+            seed=trainer.strategy.broadcast(seed) if trainer else seed,
+            train=train,
+            repeats=self.repeats if train else 1,
+            drop_last=self.drop_last and train,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
+
+    def _loader(self, split: Split, train: bool = False) -> Loader:
+        plan = self.plan(split, train)
+        if plan.dropped and train:
+            pl.utilities.rank_zero_info(f"The last batch of an epoch, {plan.dropped} samples, is dropped.")
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return self.loader(split, plan, device)
+
+    def train_dataloader(self) -> Loader:
+        """Augmented views of the training split, shuffled anew in each epoch."""
+        return self._loader("train", train=True)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """The validation set as it is; nothing where there is none."""
+        if self.validate_on_test:
+            return self._loader("test")
+        return self._loader("val") if self.val_fraction > 0 else []
+
+    def test_dataloader(self) -> Loader:
+        """The official test set as it is."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        """The official test set as it is."""
+        return self._loader("test")

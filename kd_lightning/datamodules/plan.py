@@ -1,0 +1,103 @@
+"""The plan of an epoch: which samples, in which order, in which batch, on which rank."""
+
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from kd_lightning.seeds import hashed
+
+MIN_PER_RANK = 2  # BatchNorm cannot train on a single sample
+
+
+class EpochPlan:
+    """Names the samples of every batch of an epoch as a pure function of (seed, epoch).
+
+    The order is that of the *global* batch, so it does not depend on the number of ranks: rank ``r`` of ``w`` takes
+    ``global_batch[r::w]``. Every rank has the same number of batches; in evaluation nothing is padded, so the last
+    batch may be smaller, or empty, on some ranks.
+
+    Args:
+        rows: Row numbers of the samples in the full set, int64 ``[M]``.
+        global_batch_size: Samples per optimizer step over all ranks.
+        seed: Seed of the order.
+        train: Shuffle, and drop a last batch that leaves a rank fewer than 2 samples.
+        repeats: Repeated augmentation: each sample of an epoch comes ``repeats`` times, in views of their own, and the
+            epoch shows ``M // repeats`` different samples (Hoffer et al., "Augment your batch", 2020; DeiT).
+        drop_last: Drop a last batch that is smaller than the others.
+        rank: This process, 0 <= rank < world.
+        world: Number of processes.
+
+    Raises:
+        ValueError: if the batch cannot be split over the ranks, or nothing is left to train on.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        global_batch_size: int,
+        *,
+        seed: int,
+        train: bool,
+        repeats: int = 1,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if global_batch_size < 1:
+            raise ValueError(f"global_batch_size must be >= 1, got {global_batch_size}")
+        if repeats < 1:
+            raise ValueError(f"repeats must be >= 1, got {repeats}")
+        if train and global_batch_size % world:
+            raise ValueError(
+                f"global_batch_size {global_batch_size} cannot be split over {world} devices: "
+                f"use a multiple of {world}, or a number of devices that divides it"
+            )
+        if not len(rows):
+            raise ValueError(f"the {'training' if train else 'evaluation'} set is empty")
+        self.rows, self.global_batch_size, self.seed, self.train = rows, global_batch_size, seed, train
+        self.repeats, self.rank, self.world = repeats, rank, world
+        self.epoch = 0
+        full, rest = divmod(len(rows), global_batch_size)
+        kept = rest > 0 and not (drop_last or (train and rest < MIN_PER_RANK * world))
+        self.dropped = 0 if kept else rest
+        self.batches = full + kept
+        if not self.batches:
+            raise ValueError(
+                f"the training set has {len(rows)} samples, fewer than one batch of {global_batch_size}: "
+                "lower data.global_batch_size, or set data.drop_last to false"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the plan describes next."""
+        self.epoch = epoch
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: what Lightning calls ``set_epoch`` on."""
+        return self
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        """Row and view number of each sample of the epoch over all ranks, two int64 ``[M]``."""
+        if not self.train:
+            return self.rows, torch.zeros_like(self.rows)
+        keys = hashed(self.seed, "order", self.epoch, self.rows)
+        order = self.rows[torch.sort(keys, stable=True).indices]
+        if self.repeats == 1:
+            return order, torch.full_like(order, self.epoch)
+        size = len(order)
+        repeated = order.repeat_interleave(self.repeats)[:size]
+        return repeated, self.epoch * self.repeats + torch.arange(size) % self.repeats
+
+    def batches_from(self, position: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's (rows, numbers) of each batch from ``position`` on."""
+        rows, numbers = self.order()
+        for start in range(
+            position * self.global_batch_size, self.batches * self.global_batch_size, self.global_batch_size
+        ):
+            part = slice(start + self.rank, min(start + self.global_batch_size, len(rows)), self.world)
+            yield rows[part], numbers[part]

@@ -1,0 +1,301 @@
+"""What every training scheme shares: one student, criteria, an optimizer, and the evaluation of the student."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from kd_lightning.batch import Batch, as_batch
+from kd_lightning.distillers.criteria import Criteria, Term, reached
+from kd_lightning.distillers.learning_rate import StretchedToTraining
+from kd_lightning.distillers.meter import TermMeter
+from kd_lightning.distillers.metrics import Evaluation
+from kd_lightning.distillers.nonfinite import stop_if_not_finite
+from kd_lightning.distillers.optimizing import Decayed, check_unchanged, parameter_groups
+from kd_lightning.models import Network, NetworkLike, Outputs, Views
+from kd_lightning.models.taps import install, probe, tapped
+from kd_lightning.seeds import hashed, run_seed
+
+
+class Distiller(pl.LightningModule, ABC):
+    """Trains one student by criteria. A scheme says who answers beside the student.
+
+    Args:
+        student: A recipe (in Python also a module).
+        criteria: Name -> term; their weighted sum is the loss.
+        optimizer: Makes the optimizer from parameter groups.
+        scheduler: Makes a learning-rate schedule from the optimizer; None keeps the rate.
+        scheduler_interval: Whether the schedule advances with epochs or with optimizer steps.
+        weight_decay_on: ``all`` parameters, or ``matrices`` only (no biases and norms, as timm does).
+        num_classes: Only where no data module says it.
+        channels_last: Keep the student's maps in channels_last, which is faster on most hardware.
+    """
+
+    def __init__(
+        self,
+        student: NetworkLike,
+        criteria: dict[str, Term],
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        weight_decay_on: Decayed = "all",
+        num_classes: int | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.recipe, self.make_optimizer, self.make_scheduler = student, optimizer, scheduler
+        self.scheduler_interval, self.weight_decay_on, self.num_classes = (
+            scheduler_interval,
+            weight_decay_on,
+            num_classes,
+        )
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.criteria = Criteria(criteria)
+        self.student: nn.Module | None = None
+        self.meter = TermMeter([*criteria, "loss"])
+        self.train_targets: Tensor | None = None
+        self._unreached: dict[tuple[str, ...], list[nn.Parameter]] = {}
+        self._restored: dict[str, Any] | None = None
+
+    # What a scheme says
+
+    @property
+    @abstractmethod
+    def has_teacher(self) -> bool:
+        """Whether somebody answers beside the student in the test."""
+
+    @abstractmethod
+    def prepare(self, num_classes: int, views: Views) -> dict[str, tuple[int, ...]]:
+        """Set up whoever answers beside the student; the shapes of its taps."""
+
+    @abstractmethod
+    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+        """What it answers to these views of a batch."""
+
+    # Building
+
+    def views(self) -> Views | None:
+        """What the data gives, as far as a data module says it."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return None
+        shape = getattr(data, "image_shape", None)
+        return None if shape is None else Views(shape, getattr(data, "mean", None), getattr(data, "std", None))
+
+    def configure_model(self) -> None:
+        """Build the student for the data's classes, and the adapters for its shapes.
+
+        Raises:
+            ValueError: if nobody says the number of classes, or two say it differently.
+        """
+        if self.student is not None:
+            return
+        num_classes, views = self._classes(), self.views() or self._seen_views()
+        recipe = self.recipe
+        if isinstance(recipe, Network):
+            own = recipe.normalisation()
+            if own is not None and views.mean is not None and own != (views.mean, views.std):
+                raise ValueError(
+                    f"student: normalised by {own}, but the data by {(views.mean, views.std)}: state it in data"
+                )
+            self.student = recipe.build(num_classes, views.image_shape[0])
+        else:
+            self.student = recipe
+        self.student.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        install(self.student, self.criteria.student_taps())
+        shapes = probe(self.student, self.criteria.student_taps(), views.image_shape)
+        if shapes["logits"][1] != num_classes:
+            raise ValueError(f"the student has {shapes['logits'][1]} classes, the data {num_classes}")
+        self.criteria.build(shapes, self.prepare(num_classes, views))
+        self.num_classes = num_classes
+        self.val_metrics = Evaluation(num_classes, teacher=False, full=False)
+        self.test_metrics = Evaluation(num_classes, teacher=self.has_teacher, full=True)
+
+    def _classes(self) -> int:
+        data = getattr(self.trainer, "datamodule", None)
+        told = getattr(data, "num_classes", None)
+        if told is None and self.num_classes is None:
+            raise ValueError("the number of classes is not known: give num_classes, or a datamodule that has it")
+        if told is not None and self.num_classes is not None and told != self.num_classes:
+            raise ValueError(
+                f"num_classes is {self.num_classes}, but the data has {told} classes: leave num_classes out"
+            )
+        return int(told if told is not None else self.num_classes)
+
+    def _seen_views(self) -> Views:
+        """The shape of the first image of a plain DataLoader."""
+        loop = self.trainer
+        sources = (loop.fit_loop, loop.validate_loop, loop.test_loop, loop.predict_loop)
+        for source in sources:
+            if source._data_source.is_defined():
+                loader = source._data_source.dataloader()
+                first = as_batch(next(iter(loader[0] if isinstance(loader, list) else loader)))
+                return Views(cast(tuple[int, int, int], tuple(first.image.shape[1:])))
+        raise ValueError("the shape of the images is not known: give a DataLoader or a datamodule")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer for the student and the adapters."""
+        trained = nn.ModuleDict({"student": self._student(), "criteria": self.criteria})
+        optimizer = self.make_optimizer(parameter_groups(trained, self.weight_decay_on))
+        scheduler = self.make_scheduler(optimizer) if self.make_scheduler is not None else None
+        if isinstance(scheduler, StretchedToTraining):
+            scheduler.stretch(self._training_length())
+        if (restored := self._restored) is not None:
+            plain = None if isinstance(scheduler, ReduceLROnPlateau) else scheduler
+            schedules = [] if isinstance(scheduler, ReduceLROnPlateau) else restored["lr_schedulers"]
+            check_unchanged(optimizer, plain, restored["optimizer_states"], schedules)
+        if scheduler is None:
+            return optimizer
+        schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.scheduler_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            schedule["monitor"] = scheduler.monitor
+        return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": schedule})
+
+    def _training_length(self) -> int:
+        if self.scheduler_interval == "step":
+            return int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise ValueError(f"a schedule stated in shares of the training needs trainer.max_epochs >= 1, got {epochs}")
+        return epochs
+
+    def _student(self) -> nn.Module:
+        if self.student is None:
+            raise RuntimeError("the student is built by configure_model, when the data's classes are known")
+        return self.student
+
+    # Training
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The student's logits ``[N, C]`` for images ``[N, C, H, W]``."""
+        logits: Tensor = self._student()(image.to(memory_format=self.memory_format))
+        return logits
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Name what is random inside the step (dropout, drop path) by seed, epoch, batch and rank."""
+        torch.manual_seed(int(hashed(run_seed(), "step", self.current_epoch, batch_idx, self.global_rank)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The weighted sum of the terms, weighted by this rank's share of the global batch."""
+        batch = as_batch(batch)
+        if missing := self.criteria.views() - batch.images.keys():
+            raise ValueError(f"criteria look at the views {sorted(missing)}, the batch has {sorted(batch.images)}")
+        epoch = self.current_epoch
+        student = {view: self._answer(batch.images[view]) for view in sorted(self.criteria.views())}
+        teacher = self.teach(batch, self.criteria.asks_teacher(epoch))
+        loss, values = self.criteria(student, teacher, batch, epoch, self.train_targets)
+        stop_if_not_finite(loss, values, batch, self)
+        self.meter.add({**values, "loss": loss.detach()}, len(batch))
+        return self._tied(loss, tuple(values)) * self._share(len(batch))
+
+    def _answer(self, image: Tensor) -> Outputs:
+        with tapped(self._student(), self.criteria.student_taps()) as taps:
+            logits = self(image)
+        return Outputs(logits, taps)
+
+    def _share(self, samples: int) -> float | Tensor:
+        """Ranks are averaged by DDP; with this factor, the average is over samples also when ranks differ in number."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        total = self._over_ranks(torch.tensor(float(samples), device=self.device))
+        return samples * self.trainer.world_size / total
+
+    def _over_ranks(self, value: Tensor) -> Tensor:
+        reduced = self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+        return cast(Tensor, reduced)
+
+    def _tied(self, loss: Tensor, active: tuple[str, ...]) -> Tensor:
+        """The loss, with a zero tie to parameters that no active term reaches, so that DDP waits for nobody."""
+        if active not in self._unreached:
+            leaves = reached(loss)
+            trained = [*self._student().parameters(), *self.criteria.parameters()]
+            self._unreached[active] = [p for p in trained if p.requires_grad and p not in leaves]
+        self._now_unreached = self._unreached[active]
+        if self.trainer.world_size == 1:
+            return loss
+        return loss + sum((0.0 * parameter.sum() for parameter in self._now_unreached), torch.zeros_like(loss))
+
+    def on_after_backward(self) -> None:
+        """A parameter that no active term reaches has no gradient, so weight decay and momentum leave it alone."""
+        for parameter in self._now_unreached:
+            parameter.grad = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means of the terms every ``log_every_n_steps``."""
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_terms()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the rest of the epoch."""
+        self._log_terms()
+
+    def _log_terms(self) -> None:
+        means = {f"train/{name}": value for name, value in self.meter.read(self._over_ranks).items()}
+        if not means:
+            return
+        optimizer = cast(list[torch.optim.Optimizer], self.trainer.optimizers)[0]
+        for logger in self.loggers:
+            logger.log_metrics(
+                means | {"lr": optimizer.param_groups[0]["lr"], "epoch": self.current_epoch}, self.global_step
+            )
+        self.trainer.progress_bar_metrics.update({"loss": means["train/loss"]})
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
+
+    def _to_loggers(self, figures: dict[str, float]) -> None:
+        if not self.trainer.sanity_checking:
+            for logger in self.loggers:
+                logger.log_metrics(figures | {"epoch": self.current_epoch}, self.global_step)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the running means; the student and the adapters are in the state already, the teacher is not."""
+        checkpoint["meter"] = self.meter.state(self._over_ranks)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the running means, and remember the settings to compare the stated ones with."""
+        self.meter.restore(checkpoint.get("meter"), self.global_rank)
+        if "optimizer_states" in checkpoint:
+            self._restored = {key: checkpoint.get(key, []) for key in ("optimizer_states", "lr_schedulers")}
+
+    # Evaluation
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Take in the student's answers; distillation terms are for training only."""
+        batch = as_batch(batch)
+        if len(batch):
+            self.val_metrics.update(self(batch.image), batch.target)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the student's figures as ``val/*``."""
+        figures = self.val_metrics.compute()
+        self._log_figures("val", figures)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Take in the student's answers, and the teacher's where there is one."""
+        batch = as_batch(batch)
+        if len(batch):
+            teacher = self.teach(batch, {"default"})["default"].logits if self.has_teacher else None
+            self.test_metrics.update(self(batch.image), batch.target, teacher)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures as ``test/*``."""
+        self._log_figures("test", self.test_metrics.compute())
+
+    def _log_figures(self, stage: str, figures: dict[str, float]) -> None:
+        named = {f"{stage}/{name}": value for name, value in figures.items()}
+        self.log_dict(named, logger=False)  # for callbacks; the loggers get them at the step that they belong to
+        self._to_loggers(named)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        if not self.trainer.sanity_checking:
+            rank_zero_info(f"epoch {self.current_epoch}: {stage} {shown}")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor | None, Tensor]:
+        """Rows of the samples, int64 ``[N]``, and class probabilities, float32 ``[N, C]``."""
+        batch = as_batch(batch)
+        return batch.index, self(batch.image).float().softmax(dim=1)

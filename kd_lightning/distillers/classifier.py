@@ -1,0 +1,62 @@
+"""Supervised training: how baselines and teachers are made."""
+
+from typing import Literal
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from kd_lightning.batch import Batch
+from kd_lightning.distillers.base import Distiller
+from kd_lightning.distillers.criteria import Term
+from kd_lightning.distillers.optimizing import Decayed
+from kd_lightning.losses import CrossEntropy
+from kd_lightning.models import NetworkLike, Outputs, Views
+
+
+class Classifier(Distiller):
+    """A student that learns from the labels alone.
+
+    Args:
+        student: A recipe (in Python also a module).
+        optimizer: Makes the optimizer from parameter groups.
+        scheduler: Makes a learning-rate schedule from the optimizer; None keeps the rate.
+        scheduler_interval: Whether the schedule advances with epochs or with optimizer steps.
+        label_smoothing: Of the cross entropy, in [0, 1).
+        weight_decay_on: ``all`` parameters, or ``matrices`` only (no biases and norms, as timm does).
+        num_classes: Only where no data module says it.
+        channels_last: Keep the student's maps in channels_last.
+    """
+
+    def __init__(
+        self,
+        student: NetworkLike,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        label_smoothing: float = 0.0,
+        weight_decay_on: Decayed = "all",
+        num_classes: int | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            student,
+            {"ce": Term(CrossEntropy(label_smoothing))},
+            optimizer,
+            scheduler,
+            scheduler_interval,
+            weight_decay_on,
+            num_classes,
+            channels_last,
+        )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Nobody teaches."""
+        return False
+
+    def prepare(self, num_classes: int, views: Views) -> dict[str, tuple[int, ...]]:
+        """Nobody to set up."""
+        return {}
+
+    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+        """Nobody answers."""
+        return {}

@@ -1,0 +1,85 @@
+"""Parameter groups, and what a checkpoint may not change behind the command line's back."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+Decayed = Literal["all", "matrices"]
+RUNNING = {
+    "last_epoch",
+    "_step_count",
+    "_last_lr",
+    "_get_lr_called_within_step",
+    "_is_initial",
+    "best",
+    "num_bad_epochs",
+}
+RUNNING |= {"cooldown_counter", "lr_lambdas", "base_lrs", "_schedulers", "_milestones_passed"}
+
+
+def parameter_groups(module: nn.Module, decayed: Decayed) -> list[dict[str, Any]]:
+    """Parameter groups of what is trained, each parameter once.
+
+    Args:
+        module: Whose parameters that require a gradient are taken.
+        decayed: ``all`` lets the optimizer's weight decay reach every parameter, as the CIFAR protocols have it;
+            ``matrices`` leaves out biases, norms and what the network lists in ``no_weight_decay``, as timm does.
+
+    Raises:
+        ValueError: if nothing is to be trained.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("the student has no parameter that requires a gradient: there is nothing to train")
+    if decayed == "all":
+        return [{"params": trained}]
+    without, with_decay = param_groups_weight_decay(module, weight_decay=1.0)
+    groups = [{"params": with_decay["params"]}, {"params": without["params"], "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {key: value for key, value in group.items() if key not in {"params", "lr", "initial_lr", "param_names"}}
+    return settings | {"lr": group.get("initial_lr", group.get("lr"))}
+
+
+def _differences(now: Mapping[str, Any], then: Mapping[str, Any], what: str) -> Iterable[str]:
+    for key in now.keys() & then.keys():
+        mine, its = now[key], then[key]
+        if isinstance(mine, tuple | list):
+            mine, its = list(mine), list(its)
+        if mine != its:
+            yield f"{what} {key}: {mine} here, {its} in the checkpoint"
+
+
+def check_unchanged(
+    optimizer: Optimizer, scheduler: LRScheduler | None, states: list[dict[str, Any]], schedules: list[dict[str, Any]]
+) -> None:
+    """Compare a fresh optimizer and schedule with those that a checkpoint is about to restore over them.
+
+    Raises:
+        ValueError: where they differ, naming both values: the checkpoint's would silently win.
+    """
+    found: list[str] = []
+    if states:
+        if len(states[0]["param_groups"]) != len(optimizer.param_groups):
+            found.append(
+                f"parameter groups: {len(optimizer.param_groups)} here, {len(states[0]['param_groups'])} in the checkpoint"
+            )
+        for now, then in zip(optimizer.param_groups, states[0]["param_groups"], strict=False):
+            found += _differences(_settings(now), _settings(then), f"optimizer {type(optimizer).__name__}")
+    if bool(schedules) != (scheduler is not None):
+        found.append(f"scheduler: {type(scheduler).__name__} here, {len(schedules)} in the checkpoint")
+    elif scheduler is not None:
+        now = {key: value for key, value in scheduler.state_dict().items() if key not in RUNNING}
+        found += _differences(now, schedules[0], f"scheduler {type(scheduler).__name__}")
+    if found:
+        raise ValueError(
+            "the checkpoint was made with other settings, which would silently replace the stated ones: "
+            + "; ".join(sorted(set(found)))
+            + ". State the checkpoint's values, or start a new run from its weights (model.student.weights)"
+        )

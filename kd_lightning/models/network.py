@@ -1,0 +1,177 @@
+"""A network as a recipe: what to build, from which weights, and what input it was made for."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import timm
+from torch import nn
+
+from kd_lightning.models import cifar
+from kd_lightning.models.weights import load_weights
+from kd_lightning.seeds import run_seed, seeded
+from kd_lightning.trust import imported
+
+Role = Literal["student", "teacher"]
+REGISTERED = cifar  # importing it registers the networks with timm
+TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+def weights_file(weights: str | dict[str, str]) -> Path:
+    """The file that a ``weights`` entry means: a file, or the last checkpoint of a run folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: for a recipe, which only the command line can train.
+    """
+    if isinstance(weights, dict):
+        raise ValueError(
+            f"weights {weights} must be trained first: start the run with the kd-lightning command, "
+            "or give the finished run's folder as weights"
+        )
+    path = Path(weights)
+    if path.is_dir():
+        checkpoint = path / "checkpoints" / "last.ckpt"
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"weights: the run {path} has no {checkpoint.relative_to(path)}: has it finished?")
+        return checkpoint
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: there is no file or run folder {path}")
+    return path
+
+
+def constructor(name: str) -> Callable[..., nn.Module]:
+    """What builds the network of that name: timm's registry, or the class or function at a dotted path.
+
+    Raises:
+        ValueError: if there is none, with the nearest names.
+    """
+    if name.startswith(TIMM_SOURCES) or timm.is_model(name):
+        return lambda **kwargs: cast(nn.Module, timm.create_model(name, **kwargs))
+    if "." in name and not timm.is_model(name.split(".")[0]):
+        found = imported(name)
+        if not _makes_module(found):
+            raise ValueError(f"{name!r} is neither an nn.Module nor a function that is annotated to return one")
+        return cast(Callable[..., nn.Module], found)
+    near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+    raise ValueError(
+        f"no network is called {name!r}"
+        + (f", the nearest are {', '.join(near)}" if near else "")
+        + "; a network is a timm model name, one of the cifar_* networks, or the dotted path of an nn.Module"
+    )
+
+
+def _makes_module(found: object) -> bool:
+    made = found if inspect.isclass(found) else getattr(found, "__annotations__", {}).get("return")
+    return inspect.isclass(made) and issubclass(made, nn.Module)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What to build, and from what. Two builds give two networks; the class count comes from the data.
+
+    Args:
+        name: A model of timm's registry (this package adds ``cifar_*``), or the dotted path of an ``nn.Module`` or of
+            a function that returns one.
+        kwargs: Arguments of its constructor. ``num_classes`` and ``in_chans`` come from the data.
+        weights: ``pretrained`` (timm's hub), a ``.ckpt``, ``.pth`` or ``.safetensors`` file, the folder of a run (its
+            last checkpoint), or ``{recipe: CONFIG}``: the run of that configuration, trained first if it is not there.
+        sha256: Of the weights file, checked before it is loaded.
+        mean: What each channel was normalised by, in units of [0, 1]; as the data by default, and timm's figures for
+            ``pretrained``.
+        std: The same for the standard deviation.
+        image_size: Side of the square images that it was made for, in pixels; as the data by default.
+    """
+
+    name: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    weights: str | dict[str, str] | None = None
+    sha256: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"mean and std must be given together, got mean {self.mean} and std {self.std}")
+        if isinstance(self.weights, dict) and set(self.weights) != {"recipe"}:
+            raise ValueError(f"weights must be a text or {{recipe: CONFIG}}, got {self.weights}")
+        for flowing in ("num_classes", "pretrained"):
+            if flowing in self.kwargs:
+                reason = "comes from the data" if flowing == "num_classes" else "is said by weights: pretrained"
+                raise ValueError(f"kwargs must not hold {flowing}, which {reason}; got {self.kwargs[flowing]!r}")
+
+    def build(self, num_classes: int, in_chans: int = 3, role: Role = "student", seed: int | None = None) -> nn.Module:
+        """A new network with its weights.
+
+        The initialisation is a function of (seed, role): a student starts from the same weights whether or not a
+        teacher is built beside it.
+
+        Args:
+            num_classes: Number of classes of the data, >= 1.
+            in_chans: Channels of the images.
+            role: A teacher's pretrained head must fit the data; a student gets a new one where it does not.
+            seed: Of the initialisation; the run's by default.
+
+        Raises:
+            ValueError: if the name, an argument, or the weights do not fit; the message says what is right.
+        """
+        make = constructor(self.name)
+        given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans} | self.kwargs
+        if self.from_hub:
+            self._check_head(num_classes, role)
+            given["pretrained"] = True
+        known = inspect.signature(make).parameters
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+            given = {key: value for key, value in given.items() if key in known or key in self.kwargs}
+        with seeded(run_seed() if seed is None else seed, "initialisation", role):
+            try:
+                network = make(**given)
+            except TypeError as error:
+                raise ValueError(f"network {self.name}: {error}") from error
+        if self.weights is not None and not self.from_hub:
+            load_weights(network, weights_file(self.weights), self.sha256)
+        return network
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the weights are timm's."""
+        return self.weights == "pretrained"
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(mean, std) that the network was trained with, None if they are the data's."""
+        if self.mean is not None and self.std is not None:
+            return self.mean, self.std
+        return (self._hub_config().mean, self._hub_config().std) if self.from_hub else None
+
+    def resolution(self) -> int | None:
+        """Side of the images that the network was trained with, None if it is the data's."""
+        if self.image_size is not None:
+            return self.image_size
+        return int(self._hub_config().input_size[-1]) if self.from_hub else None
+
+    def _hub_config(self) -> Any:
+        config = timm.get_pretrained_cfg(self.name)
+        if config is None:
+            raise ValueError(f"network {self.name} has no pretrained weights in timm: give a file as weights")
+        return config
+
+    def _check_head(self, num_classes: int, role: Role) -> None:
+        published = self._hub_config().num_classes
+        if role == "teacher" and published != num_classes:
+            raise ValueError(
+                f"teacher {self.name}: its pretrained head has {published} classes, the data {num_classes}: "
+                "train it on this data first and give that run as weights"
+            )
+
+
+if TYPE_CHECKING:
+    NetworkLike: TypeAlias = Network | nn.Module
+else:
+    # A YAML file states recipes; in Python a module may be given in a recipe's place.
+    NetworkLike = Network
+
+__all__ = ["Network", "NetworkLike", "Role", "weights_file"]

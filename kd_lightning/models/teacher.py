@@ -1,0 +1,199 @@
+"""Teachers: what a student learns from. The plain one is a frozen network."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lightning.batch import Batch
+from kd_lightning.models.network import Network, NetworkLike
+from kd_lightning.models.taps import LOGITS, install, probe, tapped
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Outputs(NamedTuple):
+    """What a network answers: ``logits`` ``[N, C]`` and its taps by name."""
+
+    logits: Tensor
+    taps: dict[str, Tensor]
+
+
+class Views(NamedTuple):
+    """What the data gives: image shape (C, H, W), and the mean and std that it normalises by (None: unknown)."""
+
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TeacherCheck:
+    """How the teacher is examined before step 0.
+
+    Args:
+        images: At most so many are looked at.
+        above_chance: Its top-1 must be at least so many times 1/C, or half-way from 1/C to 1 where that is less.
+    """
+
+    images: int = 2000
+    above_chance: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"check.images must be >= 1, got {self.images}; check: false switches it off")
+        if self.above_chance < 0:
+            raise ValueError(f"check.above_chance must be >= 0, got {self.above_chance}")
+
+    def threshold(self, num_classes: int) -> float:
+        """The least top-1 in [0, 1] that passes."""
+        chance = 1 / num_classes
+        return min(self.above_chance * chance, (1 + chance) / 2)
+
+
+class Teacher(ABC):
+    """Answers batches. It is no submodule of who learns from it: not in its state, optimizer, averages or modes.
+
+    Attributes:
+        check: Its examination before step 0, or False.
+        expected_top1: The top-1 in [0, 1] that it is known for, or None.
+    """
+
+    check: TeacherCheck | Literal[False]
+    expected_top1: float | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: whoever copies a student does not copy its teacher."""
+        return self
+
+    @abstractmethod
+    def setup(self, num_classes: int, views: Views, taps: Sequence[str]) -> None:
+        """Get ready to answer with these taps."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Move to the device of the batches."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes ``[2, ...]`` of the taps and of ``logits``; known after `setup`."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch, view: str = "default") -> Outputs:
+        """Logits and taps for a view of the batch, without gradient."""
+
+
+class InputAdapter:
+    """Turns images as the data gives them into images as a network was trained on.
+
+    Args:
+        views: What the data gives.
+        normalisation: (mean, std) of the network; None if it is the data's.
+        size: Side of its images in pixels; None if it is the data's.
+
+    Raises:
+        ValueError: if the normalisations cannot be related.
+    """
+
+    def __init__(
+        self, views: Views, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None, size: int | None
+    ) -> None:
+        self.size = None if size is None or (size, size) == views.image_shape[1:] else size
+        self.scale: Tensor | None = None
+        self.shift: Tensor | None = None
+        if normalisation is None or normalisation == (views.mean, views.std):
+            return
+        if views.mean is None or views.std is None:
+            raise ValueError(
+                f"the teacher was trained with mean and std {normalisation}, but the data does not say its own: "
+                "give the datamodule mean and std, or leave the teacher's out if they are the same"
+            )
+        mean, std = (torch.tensor(figures).view(1, -1, 1, 1) for figures in normalisation)
+        data_mean, data_std = (torch.tensor(figures).view(1, -1, 1, 1) for figures in (views.mean, views.std))
+        self.scale, self.shift = data_std / std, (data_mean - mean) / std
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Float images ``[N, C, H, W]``, renormalised and resized (bilinear, antialiased)."""
+        if self.scale is not None and self.shift is not None:
+            self.scale, self.shift = (figure.to(image.device, image.dtype) for figure in (self.scale, self.shift))
+            image = image * self.scale + self.shift
+        if self.size is not None:
+            image = F.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return image
+
+
+class FrozenTeacher(Teacher):
+    """One network with fixed weights, always in eval mode, so its BatchNorm never drifts.
+
+    Args:
+        network: A recipe with weights (in Python also a module).
+        check: Its examination before step 0; false switches it off.
+        expected_top1: The top-1 in [0, 1] that it is known for: the examination must come within 0.02 of it, widened by
+            two standard errors of the sample.
+        dtype: Of its weights and computation; None follows the run's precision.
+        channels_last: Keep its maps in channels_last, which is faster on most hardware.
+    """
+
+    def __init__(
+        self,
+        network: NetworkLike,
+        check: TeacherCheck | Literal[False] = TeacherCheck(),
+        expected_top1: float | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        if expected_top1 is not None and not 0 < expected_top1 <= 1:
+            raise ValueError(f"expected_top1 must be in (0, 1], got {expected_top1}")
+        if isinstance(network, Network) and network.weights is None:
+            raise ValueError(f"teacher {network.name} has no weights: it would teach noise; give network.weights")
+        self.recipe, self.check, self.expected_top1 = network, check, expected_top1
+        self.dtype = DTYPES[dtype] if dtype is not None else None
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network: nn.Module | None = None
+        self.taps: Sequence[str] = ()
+
+    def setup(self, num_classes: int, views: Views, taps: Sequence[str]) -> None:
+        """Build the network, freeze it, and prepare its taps.
+
+        Raises:
+            ValueError: if its classes are not the data's.
+        """
+        recipe = self.recipe
+        if self.network is None:
+            is_recipe = isinstance(recipe, Network)
+            self.network = recipe.build(num_classes, views.image_shape[0], "teacher") if is_recipe else recipe
+        self.network.requires_grad_(False).eval().to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if self.dtype is not None:
+            self.network.to(self.dtype)
+        known = isinstance(recipe, Network)
+        size = recipe.resolution() if known else None
+        self.adapter = InputAdapter(views, recipe.normalisation() if known else None, size)
+        self.taps = [name for name in taps if name != LOGITS]
+        install(self.network, self.taps)
+        side = views.image_shape[1:] if size is None else (size, size)
+        self._shapes = probe(self.network, self.taps, (views.image_shape[0], *side))
+        if self._shapes[LOGITS][1] != num_classes:
+            raise ValueError(f"the teacher has {self._shapes[LOGITS][1]} classes, the data {num_classes}")
+
+    def to(self, device: torch.device) -> None:
+        """Move the network to a device."""
+        if self.network is not None:
+            self.network.to(device)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes ``[2, ...]`` of the taps and of ``logits``."""
+        return self._shapes
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, view: str = "default") -> Outputs:
+        """Logits and taps, float32 unless the run's precision or ``dtype`` is lower."""
+        if self.network is None:
+            raise RuntimeError("setup must be called before a teacher answers")
+        image = self.adapter(batch.images[view]).to(dtype=self.dtype, memory_format=self.memory_format)
+        with tapped(self.network.eval(), self.taps) as taps:
+            logits = self.network(image)
+        return Outputs(logits, taps)

@@ -1,0 +1,75 @@
+"""Where randomness comes from: every random number of a run is a function of a name, never of history.
+
+A sample's view is named by ``(seed, view name, index, number)``, what happens inside a step by
+``(seed, epoch, batch, rank)``, an initialisation by ``(seed, role)``. So a resumed, re-sharded or re-ordered run
+draws what an uninterrupted one would have drawn, and no generator state has to be stored.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+
+
+def run_seed() -> int:
+    """The seed of this run: what ``seed_everything`` was last told, else torch's initial seed."""
+    return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())) & MASK
+
+
+def lowbias32(x: Tensor) -> Tensor:
+    """A bijective 32-bit hash with low bias, elementwise on int64 lanes in [0, 2^32).
+
+    Source: C. Wellons, "Prospecting for Hash Functions", 2018 (``lowbias32``).
+    """
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & MASK
+    return x ^ (x >> 16)
+
+
+def hashed(*names: int | str | Tensor) -> Tensor:
+    """One 32-bit hash per element of the names, which are broadcast against each other.
+
+    Args:
+        names: Integers, strings (by their CRC-32), or int64 tensors.
+
+    Returns:
+        int64 tensor with values in [0, 2^32), on the device of the tensors among the names.
+    """
+    device = next((name.device for name in names if isinstance(name, Tensor)), None)
+    h = torch.zeros((), dtype=torch.int64, device=device)
+    for name in names:
+        lane = zlib.crc32(name.encode()) if isinstance(name, str) else name
+        h = lowbias32((h * 0x9E3779B1 + lane + 1) & MASK)
+    return h
+
+
+def uniform(*names: int | str | Tensor) -> Tensor:
+    """Numbers in [0, 1), float32, one per element of the names (see `hashed`); 24 bits each."""
+    return (hashed(*names) >> 8).to(torch.float32) * 2.0**-24
+
+
+def below(bound: int, *names: int | str | Tensor) -> Tensor:
+    """Integers in [0, bound), int64, one per element of the names (see `hashed`).
+
+    Raises:
+        ValueError: if ``bound`` is not in 1 … 2^24 (the bias grows with it).
+    """
+    if not 1 <= bound <= 1 << 24:
+        raise ValueError(f"bound must be in 1 … 2^24, got {bound}")
+    return (hashed(*names) * bound) >> 32
+
+
+@contextmanager
+def seeded(*names: int | str) -> Iterator[int]:
+    """Inside, torch's generators are seeded by the names; outside, they are as they were."""
+    seed = int(hashed(*names))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield seed
