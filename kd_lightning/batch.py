@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
     images: dict[str, Tensor]
     target: Tensor
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
     number: Tensor | None = None
 
     @property

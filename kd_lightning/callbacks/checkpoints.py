@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
@@ -32,7 +32,11 @@ class Checkpoints:
 
     def callbacks(self, folder: RunFolder, validates: bool) -> Sequence[Callback]:
         """Lightning's callbacks for it; without validation there is no best one."""
-        common = {"dirpath": folder.checkpoints, "auto_insert_metric_name": False, "enable_version_counter": False}
+        common: dict[str, Any] = {
+            "dirpath": folder.checkpoints,
+            "auto_insert_metric_name": False,
+            "enable_version_counter": False,
+        }
         kept: list[Callback] = []
         if self.best is not None and (validates or not self.best.startswith("val/")):
             kept.append(

@@ -38,7 +38,7 @@ class StudentEMA(pl.Callback):
         student = module.student
         if not isinstance(student, nn.Module):
             raise ValueError(f"{type(module).__name__} has no student to average")
-        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]
         if self._restored is not None:
             average.load_state_dict(self._restored)
             self._restored = None

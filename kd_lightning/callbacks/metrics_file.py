@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning.run_folder import write_atomically
 
@@ -49,7 +49,7 @@ class MetricsFile(Logger):
         """The folder of the file."""
         return str(self.path.parent)
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def rewind(self, step: int) -> None:
         """Forget the rows after a step."""
         kept = [row for row in self.rows if int(row["step"]) <= step]
@@ -57,7 +57,7 @@ class MetricsFile(Logger):
             self.rows = kept
             self._rewrite()
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a row, or fill gaps of the last one where it is of the same step."""
         row = {"step": str(step or 0), **{name: repr(float(value)) for name, value in metrics.items()}}

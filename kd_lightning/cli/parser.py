@@ -46,7 +46,7 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
-    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
         """Leave with exit code 2, one message, and the nearest keys."""
         known = {action.dest for parser in (self, *Parser.subparsers) for action in parser._actions}
         known |= set(LISTED.findall(message))

@@ -42,7 +42,7 @@ def name_run(experiment: str | None, run: str | None, configs: Sequence[Path], s
     return experiment, run
 
 
-@rank_zero_only  # type: ignore[untyped-decorator]
+@rank_zero_only
 def claim(folder: RunFolder) -> None:
     """Make the folder this run's own.
 

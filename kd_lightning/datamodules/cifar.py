@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100, from torchvision's archives or from folders of images."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np

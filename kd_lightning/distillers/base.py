@@ -95,6 +95,7 @@ class Distiller(pl.LightningModule, ABC):
         """
         if self.student is not None:
             return
+        self.seed = run_seed()
         num_classes, views = self._classes(), self.views() or self._seen_views()
         recipe = self.recipe
         if isinstance(recipe, Network):
@@ -106,7 +107,7 @@ class Distiller(pl.LightningModule, ABC):
             self.student = recipe.build(num_classes, views.image_shape[0])
         else:
             self.student = recipe
-        self.student.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.student.to(memory_format=self.memory_format)
         install(self.student, self.criteria.student_taps())
         shapes = probe(self.student, self.criteria.student_taps(), views.image_shape)
         if shapes["logits"][1] != num_classes:
@@ -125,7 +126,7 @@ class Distiller(pl.LightningModule, ABC):
             raise ValueError(
                 f"num_classes is {self.num_classes}, but the data has {told} classes: leave num_classes out"
             )
-        return int(told if told is not None else self.num_classes)
+        return int(cast(int, told if told is not None else self.num_classes))
 
     def _seen_views(self) -> Views:
         """The shape of the first image of a plain DataLoader."""
@@ -178,7 +179,7 @@ class Distiller(pl.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Name what is random inside the step (dropout, drop path) by seed, epoch, batch and rank."""
-        torch.manual_seed(int(hashed(run_seed(), "step", self.current_epoch, batch_idx, self.global_rank)))
+        torch.manual_seed(int(hashed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The weighted sum of the terms, weighted by this rank's share of the global batch."""
@@ -227,7 +228,7 @@ class Distiller(pl.LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of the terms every ``log_every_n_steps``."""
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log_terms()
 
     def on_train_epoch_end(self) -> None:
@@ -238,7 +239,7 @@ class Distiller(pl.LightningModule, ABC):
         means = {f"train/{name}": value for name, value in self.meter.read(self._over_ranks).items()}
         if not means:
             return
-        optimizer = cast(list[torch.optim.Optimizer], self.trainer.optimizers)[0]
+        optimizer = self.trainer.optimizers[0]
         for logger in self.loggers:
             logger.log_metrics(
                 means | {"lr": optimizer.param_groups[0]["lr"], "epoch": self.current_epoch}, self.global_step

@@ -1,7 +1,10 @@
 """Offline distillation: a teacher that was trained before, and does not change."""
 
-from typing import Literal
+import copy
+from collections.abc import Iterable
+from typing import Literal, cast
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -76,8 +79,9 @@ class OfflineDistiller(Distiller):
         if self.teacher.check is False:
             return
         loaders = self.trainer.val_dataloaders or self.trainer.train_dataloader
-        loader = loaders[0] if isinstance(loaders, list) else loaders
-        top1, images = examine(self.teacher, loader, self._moved, self._over_ranks)
+        loader = copy.copy(loaders[0] if isinstance(loaders, list) else loaders)  # the training's own keeps its place
+        with torch.random.fork_rng():  # a shuffling DataLoader draws from the global generator
+            top1, images = examine(self.teacher, cast(Iterable[object], loader), self._moved, self._over_ranks)
         rank_zero_info(f"teacher: top-1 {top1:.4f} on {images} images")
         judge(self.teacher, top1, images, self.num_classes or 0)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from timm.optim import param_groups_weight_decay
+from timm.optim._param_groups import param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -67,9 +67,8 @@ def check_unchanged(
     found: list[str] = []
     if states:
         if len(states[0]["param_groups"]) != len(optimizer.param_groups):
-            found.append(
-                f"parameter groups: {len(optimizer.param_groups)} here, {len(states[0]['param_groups'])} in the checkpoint"
-            )
+            here, there = len(optimizer.param_groups), len(states[0]["param_groups"])
+            found.append(f"parameter groups: {here} here, {there} in the checkpoint")
         for now, then in zip(optimizer.param_groups, states[0]["param_groups"], strict=False):
             found += _differences(_settings(now), _settings(then), f"optimizer {type(optimizer).__name__}")
     if bool(schedules) != (scheduler is not None):

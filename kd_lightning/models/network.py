@@ -50,7 +50,7 @@ def constructor(name: str) -> Callable[..., nn.Module]:
         ValueError: if there is none, with the nearest names.
     """
     if name.startswith(TIMM_SOURCES) or timm.is_model(name):
-        return lambda **kwargs: cast(nn.Module, timm.create_model(name, **kwargs))
+        return lambda **kwargs: timm.create_model(name, **kwargs)
     if "." in name and not timm.is_model(name.split(".")[0]):
         found = imported(name)
         if not _makes_module(found):

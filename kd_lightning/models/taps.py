@@ -53,7 +53,7 @@ def install(network: nn.Module, names: Sequence[str]) -> None:
 
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:
-    modules = {found: module for found, module in network.named_modules() if found}
+    modules: dict[str, nn.Module] = {found: module for found, module in network.named_modules() if found}
     wanted = name.removesuffix(INPUT)
     if wanted in modules:
         return modules[wanted]
@@ -97,7 +97,7 @@ def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 @torch.no_grad()
 def probe(network: nn.Module, names: Sequence[str], image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes ``[2, ...]`` of the taps, and of ``logits``, for images ``[2, *image_shape]``; the network is unchanged."""
+    """Shapes ``[2, ...]`` of the taps and of ``logits`` for images ``[2, *image_shape]``; the network is unchanged."""
     training = {module: module.training for module in network.modules()}
     parameter = next(network.parameters(), torch.empty(0))
     install(network, names)

@@ -162,16 +162,16 @@ class FrozenTeacher(Teacher):
         Raises:
             ValueError: if its classes are not the data's.
         """
-        recipe = self.recipe
-        if self.network is None:
-            is_recipe = isinstance(recipe, Network)
-            self.network = recipe.build(num_classes, views.image_shape[0], "teacher") if is_recipe else recipe
-        self.network.requires_grad_(False).eval().to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        if self.dtype is not None:
-            self.network.to(self.dtype)
-        known = isinstance(recipe, Network)
-        size = recipe.resolution() if known else None
-        self.adapter = InputAdapter(views, recipe.normalisation() if known else None, size)
+        recipe: Network | nn.Module = self.recipe
+        normalisation, size = None, None
+        if isinstance(recipe, Network):
+            normalisation, size = recipe.normalisation(), recipe.resolution()
+            network = self.network or recipe.build(num_classes, views.image_shape[0], "teacher")
+        else:
+            network = recipe
+        self.adapter = InputAdapter(views, normalisation, size)
+        self.network = network.requires_grad_(False).eval().to(dtype=self.dtype)
+        self.network.to(memory_format=self.memory_format)
         self.taps = [name for name in taps if name != LOGITS]
         install(self.network, self.taps)
         side = views.image_shape[1:] if size is None else (size, size)
