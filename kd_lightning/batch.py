@@ -47,3 +47,24 @@ def as_batch(batch: object) -> Batch:
         f"batch must be a kd_lightning Batch or an (image, target) pair of tensors, got {type(batch).__name__}"
         + (f" of length {len(batch)}" if isinstance(batch, Sequence) else "")
     )
+
+
+def check_labels(target: Tensor, num_classes: int, batch_idx: int) -> None:
+    """Let labels pass that a cross entropy can take; it ignores a -100 without a word.
+
+    Args:
+        target: Class indices ``[N]``, or probabilities ``[N, C]``, which are not looked at.
+        num_classes: C.
+        batch_idx: Of the batch, for the error.
+
+    Raises:
+        ValueError: naming the first sample whose label is not in 0 … C - 1.
+    """
+    if target.ndim != 1:
+        return
+    wrong = ((target < 0) | (target >= num_classes)).nonzero().flatten()
+    if len(wrong):
+        sample = int(wrong[0])
+        raise ValueError(
+            f"the label of sample {sample} of batch {batch_idx} must be in 0 … {num_classes - 1}, got {int(target[sample])}"
+        )

@@ -12,9 +12,9 @@ from kd_lightning.datamodules.plan import EpochPlan
 class Loader(ABC):
     """Yields the `Batch`es of this rank, on its device, with views made, mixed and normalised.
 
-    It is a plain iterable as Lightning takes it: it shards itself (see `EpochPlan`), its ``batch_sampler.sampler`` has ``set_epoch``,
-    and its state is the epoch and the position in it. Iteration is lazy, because Lightning calls ``iter()`` before
-    ``set_epoch``.
+    It is a plain iterable as Lightning takes it: it shards itself (see `EpochPlan`), its ``batch_sampler.sampler`` has
+    ``set_epoch``, and its state is the epoch and the position in it. Iteration is lazy, because Lightning calls
+    ``iter()`` before ``set_epoch``.
 
     Args:
         plan: Which samples come in which batch.

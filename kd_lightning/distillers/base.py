@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch, as_batch
+from kd_lightning.batch import Batch, as_batch, check_labels
 from kd_lightning.distillers.criteria import Criteria, Term, reached
 from kd_lightning.distillers.learning_rate import StretchedToTraining
 from kd_lightning.distillers.meter import TermMeter
@@ -19,7 +19,10 @@ from kd_lightning.distillers.nonfinite import stop_if_not_finite
 from kd_lightning.distillers.optimizing import Decayed, check_unchanged, parameter_groups
 from kd_lightning.models import Network, NetworkLike, Outputs, Views
 from kd_lightning.models.taps import install, probe, tapped
+from kd_lightning.models.weights import matched
 from kd_lightning.seeds import hashed, run_seed
+
+STUDENT = "student."  # what the student's entries in a checkpoint start with
 
 
 class Distiller(pl.LightningModule, ABC):
@@ -184,6 +187,8 @@ class Distiller(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The weighted sum of the terms, weighted by this rank's share of the global batch."""
         batch = as_batch(batch)
+        if batch.index is None:
+            check_labels(batch.target, self.num_classes or 0, batch_idx)
         if missing := self.criteria.views() - batch.images.keys():
             raise ValueError(f"criteria look at the views {sorted(missing)}, the batch has {sorted(batch.images)}")
         epoch = self.current_epoch
@@ -259,7 +264,14 @@ class Distiller(pl.LightningModule, ABC):
         checkpoint["meter"] = self.meter.state(self._over_ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the running means, and remember the settings to compare the stated ones with."""
+        """Take up the running means, and remember the settings to compare the stated ones with.
+
+        Raises:
+            ValueError: if the checkpoint's student is another network, or has another number of classes.
+        """
+        state = checkpoint.get("state_dict", {})
+        student = {key.removeprefix(STUDENT): value for key, value in state.items() if key.startswith(STUDENT)}
+        matched(student, self._student(), "the checkpoint")
         self.meter.restore(checkpoint.get("meter"), self.global_rank)
         if "optimizer_states" in checkpoint:
             self._restored = {key: checkpoint.get(key, []) for key in ("optimizer_states", "lr_schedulers")}

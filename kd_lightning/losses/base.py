@@ -15,7 +15,7 @@ class Loss(nn.Module):
     """One way to match a teacher, in plain torch: it knows nothing of models, weights or logging.
 
     ``forward(student, teacher, target, **needed)`` returns a scalar. ``student`` and ``teacher`` are what the taps
-    give: a Tensor for one tap, a list of Tensors for several. A plain ``nn.Module`` with the same forward serves as well.
+    give: a Tensor for one tap, a list of Tensors for several. A plain ``nn.Module`` with the same forward serves too.
 
     Attributes:
         needs: Further named arguments of ``forward``, among `NEEDS`: ``index`` and ``number`` (int64 ``[N]``, see
