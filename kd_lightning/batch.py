@@ -66,5 +66,6 @@ def check_labels(target: Tensor, num_classes: int, batch_idx: int) -> None:
     if len(wrong):
         sample = int(wrong[0])
         raise ValueError(
-            f"the label of sample {sample} of batch {batch_idx} must be in 0 … {num_classes - 1}, got {int(target[sample])}"
+            f"the label of sample {sample} of batch {batch_idx} must be in 0 … {num_classes - 1}, "
+            f"got {int(target[sample])}"
         )

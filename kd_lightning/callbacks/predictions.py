@@ -1,18 +1,15 @@
 """Predictions: class probabilities of each sample in one CSV file."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
 
 from kd_lightning.run_folder import RunFolder
 
 
-class Predictions(BasePredictionWriter):
+class Predictions(pl.Callback):
     """Writes ``predictions.csv``: the sample's index, the predicted class, the probability of each class.
 
     Each rank writes a part of its own; the first one merges them in the order of the index.
@@ -22,22 +19,20 @@ class Predictions(BasePredictionWriter):
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        super().__init__("batch")
         self.folder = folder
         self.rows: list[list[Any]] = []
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        prediction: tuple[Tensor | None, Tensor],
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Take in the probabilities ``[N, C]`` of a batch; without an index, the position in the loader is it."""
-        index, probabilities = prediction
+        index, probabilities = outputs
         rows = index.tolist() if index is not None else range(len(self.rows), len(self.rows) + len(probabilities))
         for row, values in zip(rows, probabilities.tolist(), strict=True):
             self.rows.append([row, max(range(len(values)), key=values.__getitem__), *values])

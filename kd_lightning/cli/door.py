@@ -114,6 +114,8 @@ class Door(LightningCLI):
             if fitting:
                 checkpoints = cast(Checkpoints, self._get(self.config_init, "checkpoints"))
                 callbacks += [Preemption(folder), *checkpoints.callbacks(folder, self._validates())]
+        if not fitting:
+            kwargs["enable_checkpointing"] = False
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 

@@ -62,6 +62,7 @@ class Distiller(pl.LightningModule, ABC):
         self.student: nn.Module | None = None
         self.meter = TermMeter([*criteria, "loss"])
         self.train_targets: Tensor | None = None
+        self.rate = 0.0  # of the last step; at the end of an epoch the schedule has already moved on
         self._unreached: dict[tuple[str, ...], list[nn.Parameter]] = {}
         self._restored: dict[str, Any] | None = None
 
@@ -196,6 +197,7 @@ class Distiller(pl.LightningModule, ABC):
         teacher = self.teach(batch, self.criteria.asks_teacher(epoch))
         loss, values = self.criteria(student, teacher, batch, epoch, self.train_targets)
         stop_if_not_finite(loss, values, batch, self)
+        self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
         return self._tied(loss, tuple(values)) * self._share(len(batch))
 
@@ -244,11 +246,7 @@ class Distiller(pl.LightningModule, ABC):
         means = {f"train/{name}": value for name, value in self.meter.read(self._over_ranks).items()}
         if not means:
             return
-        optimizer = self.trainer.optimizers[0]
-        for logger in self.loggers:
-            logger.log_metrics(
-                means | {"lr": optimizer.param_groups[0]["lr"], "epoch": self.current_epoch}, self.global_step
-            )
+        self._to_loggers(means | {"lr": self.rate})
         self.trainer.progress_bar_metrics.update({"loss": means["train/loss"]})
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in means.items()})
 
@@ -302,7 +300,7 @@ class Distiller(pl.LightningModule, ABC):
 
     def _log_figures(self, stage: str, figures: dict[str, float]) -> None:
         named = {f"{stage}/{name}": value for name, value in figures.items()}
-        self.log_dict(named, logger=False)  # for callbacks; the loggers get them at the step that they belong to
+        self.log_dict(named, logger=False, sync_dist=True)  # for callbacks; the loggers get them at their own step
         self._to_loggers(named)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         if not self.trainer.sanity_checking:
