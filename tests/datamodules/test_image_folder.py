@@ -1,7 +1,6 @@
 """The data module of image folders: views, splits, faults, and what a Trainer sees of it."""
 
 import multiprocessing
-import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,9 +47,8 @@ def test_evaluation_is_timms(image_root: Path, crop_pct: float, interpolation: A
     assert_timms_evaluation(data, 16, crop_pct, interpolation)
 
 
-@pytest.mark.skipif("KD_LIGHTNING_DATA" not in os.environ, reason="KD_LIGHTNING_DATA holds no imagenet_sample")
-def test_evaluation_of_real_images_is_timms() -> None:
-    data = ImageFolderDataModule(Path(os.environ["KD_LIGHTNING_DATA"]) / "imagenet_sample", 25, workers=0)
+def test_evaluation_of_real_images_is_timms(imagenet_sample_root: Path) -> None:
+    data = ImageFolderDataModule(imagenet_sample_root / "imagenet_sample", 25, workers=0)
     data.setup("test")
     assert data.num_classes == len(data.rows("test")) == 100
     assert_timms_evaluation(data, 224, 0.875, "bilinear")
@@ -124,7 +122,7 @@ def test_missing_root_is_named(tmp_path: Path) -> None:
 
 def test_difference_of_classes_is_named(image_root: Path) -> None:
     (image_root / "train/b").rename(image_root / "train/x")
-    with pytest.raises(ValueError, match="only in .*train: x; only in .*val: b"):
+    with pytest.raises(ValueError, match=r"only in .*train: x; only in .*val: b"):
         module(image_root)
 
 
@@ -161,7 +159,7 @@ def test_left_out_files_do_not_move_the_validation_split(image_root: Path) -> No
 
 def test_class_of_bad_files_is_named(image_root: Path) -> None:
     spoil(image_root / "val/b/0.jpg")
-    with pytest.raises(ValueError, match="class folder without good images: .*val/b$"):
+    with pytest.raises(ValueError, match=r"class folder without good images: .*val/b$"):
         module(image_root, on_bad_image="skip")
 
 

@@ -1,6 +1,5 @@
 """ImageNet's folders are WordNet numbers, its classes have names."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def test_some_of_the_folders_are_a_smaller_problem(make_folder: MakeFolder) -> N
 
 def test_different_folders_are_named(make_folder: MakeFolder) -> None:
     root = make_folder({"train/n01530575": 1, "val/n01440764": 1})
-    with pytest.raises(ValueError, match="only in .*train: n01530575; only in .*val: n01440764"):
+    with pytest.raises(ValueError, match=r"only in .*train: n01530575; only in .*val: n01440764"):
         ImageNetDataModule(root).setup("fit")
 
 
@@ -62,9 +61,8 @@ def test_folder_arguments_can_be_given_on_the_command_line() -> None:
     assert (data.root, data.workers) == (Path("data/imagenet"), 1)
 
 
-@pytest.mark.skipif("KD_LIGHTNING_DATA" not in os.environ, reason="KD_LIGHTNING_DATA holds no imagenet_sample")
-def test_real_sample() -> None:
-    data = ImageNetDataModule(Path(os.environ["KD_LIGHTNING_DATA"]) / "imagenet_sample", 50, workers=2, seed=0)
+def test_real_sample(imagenet_sample_root: Path) -> None:
+    data = ImageNetDataModule(imagenet_sample_root / "imagenet_sample", 50, workers=2, seed=0)
     data.setup("fit")
     assert data.classes[:2] == ("tench, Tinca tinca", "brambling, Fringilla montifringilla")
     seen = []
