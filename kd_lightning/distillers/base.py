@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch, as_batch, check_labels
 from kd_lightning.distillers.criteria import Criteria, Term, reached
+from kd_lightning.distillers.data_facts import classes_of, views_of
 from kd_lightning.distillers.learning_rate import StretchedToTraining
 from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.metrics import Evaluation
@@ -83,14 +84,6 @@ class Distiller(pl.LightningModule, ABC):
 
     # Building
 
-    def views(self) -> Views | None:
-        """What the data gives, as far as a data module says it."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return None
-        shape = getattr(data, "image_shape", None)
-        return None if shape is None else Views(shape, getattr(data, "mean", None), getattr(data, "std", None))
-
     def configure_model(self) -> None:
         """Build the student for the data's classes, and the adapters for its shapes.
 
@@ -100,7 +93,7 @@ class Distiller(pl.LightningModule, ABC):
         if self.student is not None:
             return
         self.seed = run_seed()
-        num_classes, views = self._classes(), self.views() or self._seen_views()
+        num_classes, views = classes_of(self.trainer, self.num_classes), views_of(self.trainer)
         recipe = self.recipe
         if isinstance(recipe, Network):
             own = recipe.normalisation()
@@ -120,28 +113,6 @@ class Distiller(pl.LightningModule, ABC):
         self.num_classes = num_classes
         self.val_metrics = Evaluation(num_classes, teacher=False, full=False)
         self.test_metrics = Evaluation(num_classes, teacher=self.has_teacher, full=True)
-
-    def _classes(self) -> int:
-        data = getattr(self.trainer, "datamodule", None)
-        told = getattr(data, "num_classes", None)
-        if told is None and self.num_classes is None:
-            raise ValueError("the number of classes is not known: give num_classes, or a datamodule that has it")
-        if told is not None and self.num_classes is not None and told != self.num_classes:
-            raise ValueError(
-                f"num_classes is {self.num_classes}, but the data has {told} classes: leave num_classes out"
-            )
-        return int(cast(int, told if told is not None else self.num_classes))
-
-    def _seen_views(self) -> Views:
-        """The shape of the first image of a plain DataLoader."""
-        loop = self.trainer
-        sources = (loop.fit_loop, loop.validate_loop, loop.test_loop, loop.predict_loop)
-        for source in sources:
-            if source._data_source.is_defined():
-                loader = source._data_source.dataloader()
-                first = as_batch(next(iter(loader[0] if isinstance(loader, list) else loader)))
-                return Views(cast(tuple[int, int, int], tuple(first.image.shape[1:])))
-        raise ValueError("the shape of the images is not known: give a DataLoader or a datamodule")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for the student and the adapters."""
