@@ -91,7 +91,7 @@ class Door(LightningCLI):
         kept = stated.clone()
         for key in OF_THE_CALL:
             kept.pop(key, None)
-        self.text: str = self._parser(self.subcommand).dump(kept, skip_none=False, skip_validation=True)
+        self.text: str = self._parser(self.subcommand).dump(kept, skip_unset=False, skip_validation=True)
         resolve_recipes(stated, files, replace=True)
 
     def _seed(self) -> int:

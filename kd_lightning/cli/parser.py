@@ -12,7 +12,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from kd_lightning import trust
 
 UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments|[Kk]ey|[Oo]ption|[Aa]rgument)s?:? [\"'`]*(?:--)?([\w.]+)")
-LISTED = re.compile(r"--([\w.]+)")
 
 
 def guard(allowed: Sequence[str]) -> None:
@@ -28,14 +27,16 @@ def guard(allowed: Sequence[str]) -> None:
 
 
 def nearest(unknown: str, known: Iterable[str]) -> str | None:
-    """The known key that an unknown one was probably meant to be, compared whole and by its last part."""
+    """The known key that an unknown one was probably meant to be, compared whole, by its last part, and by its first."""
     known = sorted(known)
     whole = difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
     if whole:
         return whole[0]
     leaves = {name.rpartition(".")[2]: name for name in known}
-    leaf = difflib.get_close_matches(unknown.rpartition(".")[2], leaves, n=1, cutoff=0.7)
-    return leaves[leaf[0]] if leaf else None
+    for part in (unknown.rpartition(".")[2], unknown.partition(".")[0]):
+        if part not in leaves and (leaf := difflib.get_close_matches(part, leaves, n=1, cutoff=0.7)):
+            return leaves[leaf[0]]
+    return None
 
 
 class Parser(LightningArgumentParser):
@@ -49,7 +50,6 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
         """Leave with exit code 2, one message, and the nearest keys."""
         known = {action.dest for parser in (self, *Parser.subparsers) for action in parser._actions}
-        known |= set(LISTED.findall(message))
         hints = {key: nearest(key, known - {key}) for key in dict.fromkeys(UNKNOWN.findall(message))}
         said = "".join(f"\n  {key}: did you mean {hint}?" for key, hint in hints.items() if hint and key not in known)
         print(f"kd-lightning: error: {message}{said}", file=sys.stderr)

@@ -1,7 +1,5 @@
 """Handwritten digits that come with scikit-learn: 1797 grey images of 8x8 pixels, for runs of seconds."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -50,7 +48,7 @@ class DigitsDataModule(InMemoryDataModule):
         drop_last: bool = False,
         repeats: int = 1,
         seed: int | None = None,
-        views: Mapping[str, View] | None = None,
+        views: dict[str, View] | None = None,
         mixing: Mixing | None = None,
     ) -> None:
         super().__init__(

@@ -156,7 +156,7 @@ class InMemoryDataModule(ImageDataModule):
     """
 
     def __init__(
-        self, global_batch_size: int, *, views: Mapping[str, View], mixing: Mixing | None = None, **options: Any
+        self, global_batch_size: int, *, views: dict[str, View], mixing: Mixing | None = None, **options: Any
     ) -> None:
         super().__init__(global_batch_size, **options)
         if "default" not in views:

@@ -56,6 +56,15 @@ def test_changed_file_is_judged_again(files: ImageFiles) -> None:
     assert list(bad_images(files)) == [8]
 
 
+def test_file_of_the_same_size_is_judged_again_by_its_time(files: ImageFiles) -> None:
+    bad_images(files)
+    path = files.path(0)
+    time, size = path.stat().st_mtime_ns, path.stat().st_size
+    path.write_bytes(bytes(size))
+    os.utime(path, ns=(time + 1000, time + 1000))
+    assert list(bad_images(files)) == [0, 3, 8]
+
+
 def test_new_file_is_judged(files: ImageFiles) -> None:
     bad_images(files)
     (files.folder / "a/9.png").write_bytes(b"")

@@ -44,6 +44,13 @@ def test_hidden_files_and_folders_are_left_out(image_root: Path) -> None:
     assert [after.path(row) for row in range(len(after))] == before
 
 
+def test_linked_folders_are_followed(image_root: Path) -> None:
+    (image_root / "train/b").rename(image_root / "elsewhere")
+    (image_root / "train/b").mkdir()
+    (image_root / "train/b/part").symlink_to(image_root / "elsewhere")
+    assert list_images(image_root / "train").labels.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2]
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no image folder at {re.escape(str(tmp_path / 'train'))}: expected"):
         list_images(tmp_path / "train")
