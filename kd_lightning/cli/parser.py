@@ -27,7 +27,7 @@ def guard(allowed: Sequence[str]) -> None:
 
 
 def nearest(unknown: str, known: Iterable[str]) -> str | None:
-    """The known key that an unknown one was probably meant to be, compared whole, by its last part, and by its first."""
+    """The known key that an unknown one was probably meant to be: compared whole, then by its last and first part."""
     known = sorted(known)
     whole = difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
     if whole:

@@ -1,0 +1,92 @@
+"""`make run`: on real images, what a teacher reaches, what a student reaches alone, and what it reaches distilled."""
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from kd_lightning.cli.commands import run
+from kd_lightning.models import Network
+from kd_lightning.report import Cost, Row, as_json, as_table, cost, draw_curves
+from kd_lightning.report.comparison import ALONE, DISTILLED, TEACHER
+from kd_lightning.run_folder import RunFolder, git_commit, write_json
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "digits"
+SEEDS = (0, 1, 2)
+FOLDER = Path("runs/digits")
+PLANS = {TEACHER: "supervised/teacher.yaml", ALONE: "supervised/student.yaml", DISTILLED: "offline/kd.yaml"}
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+
+
+def run_folder(name: str, seed: int) -> RunFolder:
+    """The folder of one of the nine runs."""
+    return RunFolder(FOLDER / f"{name}-seed{seed}")
+
+
+def carried_out(name: str, seed: int, overrides: Sequence[str]) -> float:
+    """Train and test one run; its top-1 in [0, 1] on the test split after the last epoch.
+
+    Raises:
+        RuntimeError: if a command fails.
+    """
+    folder = run_folder(name, seed)
+    line = ["fit", "--config", str(CONFIGS / PLANS[name]), "--seed_everything", str(seed)]
+    line += ["--experiment", FOLDER.name, "--run", folder.path.name]
+    if name == DISTILLED:
+        line += ["--model.teacher.init_args.network.weights", str(run_folder(TEACHER, seed).path)]
+    for command in ([*line, *QUIET, *overrides], ["test", str(folder.path)]):
+        if code := run(command):
+            raise RuntimeError(f"kd-lightning {' '.join(command)} ended with exit code {code}")
+    return float(json.loads(folder.results.read_text())["test/top1"])
+
+
+def cost_of(name: str) -> Cost:
+    """Cost of the network that a run trained, for one image of 8x8 grey pixels."""
+    stated = yaml.safe_load(run_folder(name, SEEDS[0]).config.read_text())["model"]["init_args"]["student"]
+    return cost(Network(**stated).build(num_classes=10, in_chans=1), (1, 8, 8))
+
+
+def main(overrides: Sequence[str] = ()) -> None:
+    """Train, test and compare nine runs in ``runs/digits``; an earlier set is moved to ``runs/digits.<time>``.
+
+    Args:
+        overrides: Options for each ``fit``, for a shorter trial.
+
+    Raises:
+        FileNotFoundError: where the configurations are not beside the package.
+    """
+    if not CONFIGS.is_dir():
+        raise FileNotFoundError(f"there are no configurations in {CONFIGS}: run this in a clone of the repository")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    console, started = Console(), time.time()
+    if FOLDER.exists():
+        moved = FOLDER.rename(f"{FOLDER}.{time.strftime('%Y-%m-%d-%H%M%S')}")
+        console.print(f"the earlier runs are now in {moved}")
+    top1: dict[str, list[float]] = {name: [] for name in PLANS}
+    for seed in SEEDS:
+        for name in PLANS:
+            top1[name].append(carried_out(name, seed, overrides))
+            done = sum(map(len, top1.values()))
+            console.print(
+                f"[{done}/{len(PLANS) * len(SEEDS)}] {name}, seed {seed}: top-1 {100 * top1[name][-1]:.2f} %, "
+                f"{time.time() - started:.0f} s so far",
+                markup=False,
+            )
+    rows = {name: Row(cost_of(name), top1[name]) for name in PLANS}
+    groups = {name: [run_folder(name, seed) for seed in SEEDS] for name in PLANS}
+    draw_curves(groups, FOLDER / "learning_curves.png", ("val/top1", "train/loss"))
+    seconds = round(time.time() - started, 1)
+    write_json(FOLDER / "results.json", {**as_json(rows), "commit": git_commit(), "seconds": seconds})
+    console.print(as_table(rows, f"Handwritten digits, last epoch, {len(SEEDS)} seeds"))
+    console.print(f"runs, learning curves and results.json: {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()
