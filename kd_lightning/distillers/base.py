@@ -271,8 +271,10 @@ class Distiller(pl.LightningModule, ABC):
 
     def _log_figures(self, stage: str, figures: dict[str, float]) -> None:
         named = {f"{stage}/{name}": value for name, value in figures.items()}
-        self.log_dict(named, logger=False, sync_dist=True)  # for callbacks; the loggers get them at their own step
-        self._to_loggers(named)
+        testing = stage == "test"  # its figures are what Trainer.test returns; others are logged at their own step
+        self.log_dict(named, logger=testing, sync_dist=True)
+        if not testing:
+            self._to_loggers(named)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         if not self.trainer.sanity_checking:
             rank_zero_info(f"epoch {self.current_epoch}: {stage} {shown}")

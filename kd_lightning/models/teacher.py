@@ -194,6 +194,7 @@ class FrozenTeacher(Teacher):
         if self.network is None:
             raise RuntimeError("setup must be called before a teacher answers")
         image = self.adapter(batch.images[view]).to(dtype=self.dtype, memory_format=self.memory_format)
+        self.network.to(image.dtype)  # follows a run in float64 or in true half precision; nothing otherwise
         with tapped(self.network.eval(), self.taps) as taps:
             logits = self.network(image)
         return Outputs(logits, taps)
