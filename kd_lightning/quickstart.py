@@ -4,7 +4,9 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -21,6 +23,22 @@ SEEDS = (0, 1, 2)
 FOLDER = Path("runs/digits")
 PLANS = {TEACHER: "supervised/teacher.yaml", ALONE: "supervised/student.yaml", DISTILLED: "offline/kd.yaml"}
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's tips and notices are off inside; what other packages warn of comes through."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def run_folder(name: str, seed: int) -> RunFolder:
@@ -62,26 +80,22 @@ def main(overrides: Sequence[str] = ()) -> None:
     """
     if not CONFIGS.is_dir():
         raise FileNotFoundError(f"there are no configurations in {CONFIGS}: run this in a clone of the repository")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
     console, started = Console(), time.time()
     if FOLDER.exists():
         moved = FOLDER.rename(f"{FOLDER}.{time.strftime('%Y-%m-%d-%H%M%S')}")
         console.print(f"the earlier runs are now in {moved}")
     top1: dict[str, list[float]] = {name: [] for name in PLANS}
-    for seed in SEEDS:
-        for name in PLANS:
+    for done, (seed, name) in enumerate(product(SEEDS, PLANS), start=1):
+        with console.status(f"{name}, seed {seed}: training"), quiet():
             top1[name].append(carried_out(name, seed, overrides))
-            done = sum(map(len, top1.values()))
-            console.print(
-                f"[{done}/{len(PLANS) * len(SEEDS)}] {name}, seed {seed}: top-1 {100 * top1[name][-1]:.2f} %, "
-                f"{time.time() - started:.0f} s so far",
-                markup=False,
-            )
+        console.print(
+            f"[{done}/{len(PLANS) * len(SEEDS)}] {name}, seed {seed}: top-1 {100 * top1[name][-1]:.2f} %, "
+            f"{time.time() - started:.0f} s so far",
+            markup=False,
+        )
     rows = {name: Row(cost_of(name), top1[name]) for name in PLANS}
     groups = {name: [run_folder(name, seed) for seed in SEEDS] for name in PLANS}
-    draw_curves(groups, FOLDER / "learning_curves.png", ("val/top1", "train/loss"))
+    draw_curves(groups, FOLDER / "learning_curves.png", ("val/top1", "train/ce"))
     seconds = round(time.time() - started, 1)
     write_json(FOLDER / "results.json", {**as_json(rows), "commit": git_commit(), "seconds": seconds})
     console.print(as_table(rows, f"Handwritten digits, last epoch, {len(SEEDS)} seeds"))

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,8 +77,8 @@ data = DigitsDataModule(global_batch_size=200, eval_batch_size=67)
 watch = Watch()
 trainer = pl.Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", precision="64-true", max_epochs=2,
-    logger=False, callbacks=[watch], enable_progress_bar=False, enable_model_summary=False, plugins=[SafeCheckpointIO()],
-    default_root_dir=str(out / "root"),
+    logger=False, callbacks=[watch], enable_progress_bar=False, enable_model_summary=False,
+    plugins=[SafeCheckpointIO()], default_root_dir=str(out / "root"),
 )
 trainer.fit(module, data)
 student = {k: v.tolist() for k, v in module.student.state_dict().items()}

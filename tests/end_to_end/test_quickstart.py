@@ -1,0 +1,123 @@
+"""`make run`, shortened: nine runs, the figures that are made of them, and what becomes of an earlier set."""
+
+import json
+import logging
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from kd_lightning import quickstart
+
+NAMES = ("teacher", "alone", "distilled")
+FOLDERS = {f"{name}-seed{seed}" for name in NAMES for seed in (0, 1, 2)}
+SHORT = ("--trainer.max_epochs=2", "--trainer.accelerator=cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a shortened set of runs, and what an earlier set left behind."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    earlier = folder / "runs/digits/teacher-seed0"
+    earlier.mkdir(parents=True)
+    (earlier / "mark").write_text("earlier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        quickstart.main(SHORT)
+    return folder
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_nine_ordinary_runs_are_left(place: Path) -> None:
+    runs = place / "runs/digits"
+    assert {path.name for path in runs.iterdir()} == FOLDERS | {"results.json", "learning_curves.png"}
+    for name in FOLDERS:
+        left = {path.name for path in (runs / name).iterdir()}
+        assert left == {"config.yaml", "metrics.csv", "checkpoints", "run.json", "results.json"}
+        assert read(runs / name / "results.json")["seed"] == int(name[-1])
+
+
+def test_the_seeds_differ_and_each_student_learns_from_the_teacher_of_its_seed(place: Path) -> None:
+    for seed in (0, 1, 2):
+        config = yaml.safe_load((place / f"runs/digits/distilled-seed{seed}/config.yaml").read_text())
+        assert config["seed_everything"] == seed
+        teacher = config["model"]["init_args"]["teacher"]["init_args"]["network"]
+        assert teacher["weights"] == f"runs/digits/teacher-seed{seed}"
+        results = {name: read(place / f"runs/digits/{name}-seed{seed}/results.json") for name in NAMES}
+        assert results["distilled"]["test/teacher_top1"] == pytest.approx(results["teacher"]["test/top1"])
+
+
+def test_alone_and_distilled_are_the_same_student_trained_equally_long_on_the_same_data(place: Path) -> None:
+    alone, distilled = (yaml.safe_load((quickstart.CONFIGS / quickstart.PLANS[name]).read_text()) for name in NAMES[1:])
+    for key in ("student", "optimizer", "scheduler"):
+        assert alone["model"]["init_args"][key] == distilled["model"]["init_args"][key]
+    assert (alone["trainer"], alone["data"]) == (distilled["trainer"], distilled["data"])
+
+
+def test_the_figures_are_those_of_the_runs(place: Path) -> None:
+    results = read(place / "runs/digits/results.json")
+    assert set(results) == {"rows", "compression", "gap_recovered", "commit", "seconds"}
+    rows = results["rows"]
+    assert list(rows) == list(NAMES)
+    for name, row in rows.items():
+        top1 = [read(place / f"runs/digits/{name}-seed{seed}/results.json")["test/top1"] for seed in (0, 1, 2)]
+        assert set(row) == {"params", "macs", "top1_mean", "top1_std", "top1"}
+        assert row["top1"] == top1
+        assert row["top1_mean"] == pytest.approx(statistics.fmean(top1))
+        assert row["top1_std"] == pytest.approx(statistics.stdev(top1))
+    assert [rows["alone"][key] for key in ("params", "macs")] == [rows["distilled"][key] for key in ("params", "macs")]
+    assert results["compression"] == pytest.approx(rows["teacher"]["params"] / rows["alone"]["params"])
+    teacher, alone, distilled = (rows[name]["top1_mean"] for name in NAMES)
+    assert teacher > alone
+    assert results["gap_recovered"] == pytest.approx((distilled - alone) / (teacher - alone))
+    assert results["seconds"] > 0
+
+
+def test_the_picture_is_one(place: Path) -> None:
+    with Image.open(place / "runs/digits/learning_curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+def test_an_earlier_set_is_moved_aside(place: Path) -> None:
+    moved = [path for path in (place / "runs").iterdir() if path.name != "digits"]
+    assert len(moved) == 1
+    assert moved[0].name.startswith("digits.20")
+    assert (moved[0] / "teacher-seed0/mark").read_text() == "earlier"
+
+
+def test_outside_a_clone_it_says_what_is_missing_and_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "CONFIGS", tmp_path / "configs/digits")
+    (tmp_path / "runs/digits").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no configurations in .*configs/digits: run this in a clone"):
+        quickstart.main()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
+
+
+def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match=r"^kd-lightning fit .*teacher.yaml .* ended with exit code 2$"):
+        quickstart.main(("--trainer.max_epoch=1",))
+    assert not (tmp_path / "runs/digits/results.json").exists()
+
+
+def test_only_lightning_is_silenced_and_only_for_a_while() -> None:
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    with pytest.warns(UserWarning, match="mine") as caught, quickstart.quiet():
+        assert not logger.isEnabledFor(logging.WARNING)
+        warnings.warn_explicit("tip", UserWarning, "file.py", 1, module="lightning.pytorch.trainer")
+        warnings.warn_explicit("mine", UserWarning, "file.py", 1, module="other")
+    assert [str(warning.message) for warning in caught] == ["mine"]
+    assert logger.level == before
