@@ -48,8 +48,12 @@ class Loader(ABC):
         """The batches of the plan's epoch from ``position`` on."""
 
     def state_dict(self) -> dict[str, int]:
-        """Where the iteration stands: epoch, and number of batches that have been given out."""
-        return {"epoch": self.plan.epoch, "position": self.position}
+        """Where the iteration stands: epoch, and number of batches that have been given out.
+
+        Before the first batch after a restart, it is still what was loaded.
+        """
+        epoch, position = self._resume or (self.plan.epoch, self.position)
+        return {"epoch": epoch, "position": position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration of that epoch start where it stood; a finished epoch starts anew."""

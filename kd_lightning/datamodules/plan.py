@@ -24,7 +24,8 @@ class EpochPlan:
         seed: Seed of the order.
         train: Shuffle, and drop a last batch that leaves a rank fewer than 2 samples.
         repeats: Repeated augmentation: each sample of an epoch comes ``repeats`` times, in views of their own, and the
-            epoch shows ``M // repeats`` different samples (Hoffer et al., "Augment your batch", 2020; DeiT).
+            epoch shows ``ceil(M / repeats)`` different samples, the last one less often where ``repeats`` does not
+            divide M (Hoffer et al., "Augment your batch", 2020; DeiT).
         drop_last: Drop a last batch that is smaller than the others.
         rank: This process, 0 <= rank < world.
         world: Number of processes.

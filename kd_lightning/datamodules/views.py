@@ -30,9 +30,9 @@ def pack(images: Tensor) -> Tensor:
             f"images must be uint8 [N, H, W, C] with 1 to {PACKED_CHANNELS} channels, "
             f"got {images.dtype} {list(images.shape)}"
         )
-    channels = images.shape[3]
+    channels, images = images.shape[3], images.contiguous()
     if channels == 1:
-        return images[..., 0].contiguous()
+        return images.squeeze(3)
     return F.pad(images, (0, PACKED_CHANNELS - channels)).view(torch.int32).squeeze(3)
 
 

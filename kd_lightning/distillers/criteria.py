@@ -148,7 +148,7 @@ class Criteria(nn.Module):
         for name, weight in active.items():
             term = self.terms[name]
             taps, teacher_taps = term.taps()
-            needed = {need: given[need] for need in self._needs(term)}
+            needed = {need: given[need] for need in sorted(self._needs(term))}
             if missing := [need for need, value in needed.items() if value is None]:
                 raise ValueError(f"criteria.{name}: the loss needs {missing}, which this DataLoader does not give")
             told = None if teacher_taps is None else _picked(teacher[term.view], teacher_taps)

@@ -1,7 +1,7 @@
 """Parameter groups, and what a checkpoint may not change behind the command line's back."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from timm.optim._param_groups import param_groups_weight_decay
 from torch import nn
@@ -21,6 +21,14 @@ RUNNING = {
 RUNNING |= {"cooldown_counter", "lr_lambdas", "base_lrs", "_schedulers", "_milestones_passed"}
 
 
+@runtime_checkable
+class ListsUndecayed(Protocol):
+    """A network that says which of its parameters no weight decay should reach, as timm's transformers do."""
+
+    def no_weight_decay(self) -> Collection[str]:
+        """Their names."""
+
+
 def parameter_groups(module: nn.Module, decayed: Decayed) -> list[dict[str, Any]]:
     """Parameter groups of what is trained, each parameter once.
 
@@ -37,9 +45,15 @@ def parameter_groups(module: nn.Module, decayed: Decayed) -> list[dict[str, Any]
         raise ValueError("the student has no parameter that requires a gradient: there is nothing to train")
     if decayed == "all":
         return [{"params": trained}]
-    without, with_decay = param_groups_weight_decay(module, weight_decay=1.0)
-    groups = [{"params": with_decay["params"]}, {"params": without["params"], "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups = param_groups_weight_decay(module, weight_decay=1.0, no_weight_decay_list=_undecayed(module))
+    with_decay = [{"params": group["params"]} for group in groups if group["weight_decay"]]
+    return with_decay + [{"params": group["params"], "weight_decay": 0.0} for group in groups if not group["weight_decay"]]
+
+
+def _undecayed(module: nn.Module) -> set[str]:
+    """Names of the parameters that the networks inside a module list themselves."""
+    networks = [(name, network) for name, network in module.named_modules() if isinstance(network, ListsUndecayed)]
+    return {f"{name}.{own}".lstrip(".") for name, network in networks for own in network.no_weight_decay()}
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,15 @@ def check_temperature(temperature: float) -> float:
     return temperature
 
 
+def precise(logits: Tensor) -> Tensor:
+    """The logits in float32 at least."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
 def standardized(logits: Tensor) -> Tensor:
     """Logits ``[N, C]`` z-scored per sample, (z - mean) / (1e-7 + std), with the unbiased standard deviation.
+
+    Computed in float32 at least.
 
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, eq. 12.
 
@@ -27,6 +34,7 @@ def standardized(logits: Tensor) -> Tensor:
     """
     if logits.shape[1] < 2:
         raise ValueError(f"standardize needs at least 2 classes, got logits of shape {tuple(logits.shape)}")
+    logits = precise(logits)
     return (logits - logits.mean(dim=1, keepdim=True)) / (1e-7 + logits.std(dim=1, keepdim=True))
 
 
@@ -45,13 +53,14 @@ def soft_target(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> T
         A scalar >= 0.
 
     Raises:
-        ValueError: if the two have different shapes, for instance different numbers of classes.
+        ValueError: if the two have different shapes, for instance different numbers of classes, or T is not > 0.
     """
     if student.shape != teacher.shape:
         raise ValueError(
             f"student and teacher must have logits of one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
-    student, teacher = (z.float() if z.dtype.itemsize < 4 else z for z in (student, teacher))
+    check_temperature(temperature)
+    student, teacher = precise(student), precise(teacher)
     log_p_s = F.log_softmax(student / temperature, dim=1)
     log_p_t = F.log_softmax(teacher / temperature, dim=1)
     return F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True) * temperature**2
@@ -82,7 +91,7 @@ def distillation_loss(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    kl = soft_target(student_logits, teacher_logits.detach(), check_temperature(T))
+    kl = soft_target(student_logits, teacher_logits.detach(), T)
     return alpha * kl + (1 - alpha) * F.cross_entropy(student_logits, labels)
 
 

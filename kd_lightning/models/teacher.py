@@ -119,8 +119,8 @@ class InputAdapter:
     def __call__(self, image: Tensor) -> Tensor:
         """Float images ``[N, C, H, W]``, renormalised and resized (bilinear, antialiased)."""
         if self.scale is not None and self.shift is not None:
-            self.scale, self.shift = (figure.to(image.device, image.dtype) for figure in (self.scale, self.shift))
-            image = image * self.scale + self.shift
+            self.scale, self.shift = self.scale.to(image.device), self.shift.to(image.device)
+            image = image * self.scale.to(image.dtype) + self.shift.to(image.dtype)
         if self.size is not None:
             image = F.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
         return image

@@ -108,14 +108,14 @@ def test_outside_a_clone_it_says_what_is_missing_and_touches_nothing(
 def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match=r"^kd-lightning fit .*teacher.yaml .* ended with exit code 2$"):
-        quickstart.main(("--trainer.max_epoch=1",))
+        quickstart.main(("--model.init_args.num_classes=11",))
     assert not (tmp_path / "runs/digits/results.json").exists()
 
 
 def test_only_lightning_is_silenced_and_only_for_a_while() -> None:
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
-    with pytest.warns(UserWarning, match="mine") as caught, quickstart.quiet():
+    with warnings.catch_warnings(record=True) as caught, quickstart.quiet():
         assert not logger.isEnabledFor(logging.WARNING)
         warnings.warn_explicit("tip", UserWarning, "file.py", 1, module="lightning.pytorch.trainer")
         warnings.warn_explicit("mine", UserWarning, "file.py", 1, module="other")

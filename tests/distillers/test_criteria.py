@@ -1,0 +1,238 @@
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.batch import Batch
+from kd_lightning.distillers import Criteria, Term, Window
+from kd_lightning.distillers.criteria import reached
+from kd_lightning.losses import CrossEntropy, Loss, SoftTarget
+from kd_lightning.losses.base import Shapes
+from kd_lightning.models import Outputs
+
+STUDENT = torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 3.0]])
+TEACHER = torch.tensor([[0.0, 4.0, 1.0], [1.0, 1.0, 1.0]])
+TARGET = torch.tensor([1, 2])
+IMAGES = torch.zeros(2, 1, 4, 4)
+BATCH = Batch({"default": IMAGES}, TARGET)
+
+
+class Gap(nn.Module):
+    """A plain module: the mean of student - teacher."""
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        return (student - teacher).mean()
+
+
+class Raises(nn.Module):
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("computed all the same")
+
+
+class Heard(Loss):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Any] = []
+        self.shapes: tuple[Shapes, Shapes] = ([], [])
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        self.shapes = (student, teacher)
+
+    def forward(self, student: Any, teacher: Any, target: Tensor, **needed: Any) -> Tensor:
+        self.given.append((student, teacher, target, needed))
+        return torch.tensor(1.0)
+
+
+class HeardWithNeeds(Heard):
+    needs: ClassVar[frozenset[str]] = frozenset({"index", "number", "epoch", "train_targets"})
+
+
+class Strange(Heard):
+    needs: ClassVar[frozenset[str]] = frozenset({"epoch", "moon"})
+
+
+def answered(criteria: Criteria, epoch: int = 0, batch: Batch = BATCH, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    student = {"default": Outputs(STUDENT, {"a": torch.tensor([5.0]), "b": torch.tensor([6.0])})}
+    teacher = {"default": Outputs(TEACHER, {"c": torch.tensor([7.0]), "d": torch.tensor([8.0])})}
+    return criteria(student, teacher, batch, epoch, **options)
+
+
+def test_the_loss_is_the_weighted_sum_and_the_values_are_unweighted() -> None:
+    loss, values = answered(Criteria({"ce": Term(CrossEntropy(), 0.1), "gap": Term(Gap(), -2.0)}))
+    log_p = [2 - torch.tensor([1.0, 2.0, 0.0]).exp().sum().log(), 3 - torch.tensor([0.0, -1.0, 3.0]).exp().sum().log()]
+    ce = -(log_p[0] + log_p[1]) / 2
+    gap = torch.tensor((3 + 2 - 8) / 6)
+    torch.testing.assert_close(values, {"ce": ce, "gap": gap})
+    torch.testing.assert_close(loss, 0.1 * ce - 2 * gap)
+
+
+def test_values_carry_no_graph_and_the_loss_does() -> None:
+    logits = STUDENT.clone().requires_grad_()
+    criteria = Criteria({"ce": Term(CrossEntropy(), 0.5)})
+    loss, values = criteria({"default": Outputs(logits, {})}, {}, BATCH, 0)
+    assert loss.requires_grad
+    assert not values["ce"].requires_grad
+
+
+def test_a_term_of_weight_0_is_not_computed() -> None:
+    loss, values = answered(Criteria({"gap": Term(Gap()), "off": Term(Raises(), 0.0)}))
+    assert set(values) == {"gap"}
+    assert float(loss) == pytest.approx(-0.5)
+    with pytest.raises(RuntimeError, match="computed all the same"):
+        answered(Criteria({"gap": Term(Gap()), "off": Term(Raises(), 1e-9)}))
+
+
+def test_windows_say_when_a_term_is_computed_and_the_teacher_asked() -> None:
+    criteria = Criteria(
+        {
+            "ce": Term(CrossEntropy(), Window(1.0, start=2)),
+            "kd": Term(SoftTarget(), Window(0.5, end=2)),
+            "other": Term(Gap(), Window(3.0, start=1, end=2), view="strong"),
+        }
+    )
+    assert [criteria.active(epoch) for epoch in range(3)] == [{"kd": 0.5}, {"kd": 0.5, "other": 3.0}, {"ce": 1.0}]
+    assert [criteria.asks_teacher(epoch) for epoch in range(3)] == [{"default"}, {"default", "strong"}, set()]
+    assert set(answered(criteria, 0)[1]) == {"kd"}
+    assert set(answered(criteria, 2)[1]) == {"ce"}
+    assert criteria.views() == {"default", "strong"}
+
+
+def test_nothing_to_learn_in_an_epoch_is_an_error() -> None:
+    criteria = Criteria({"ce": Term(CrossEntropy(), Window(1.0, end=1)), "off": Term(Gap(), 0.0)})
+    with pytest.raises(ValueError, match="weighs 0 in epoch 4"):
+        answered(criteria, 4)
+
+
+def test_a_loss_gets_what_it_needs() -> None:
+    loss = HeardWithNeeds()
+    batch = Batch({"default": IMAGES}, TARGET, torch.tensor([4, 9]), torch.tensor([3, 3]))
+    targets = torch.arange(10)
+    answered(Criteria({"x": Term(loss)}), 3, batch, train_targets=targets)
+    needed = loss.given[0][3]
+    assert set(needed) == {"index", "number", "epoch", "train_targets"}
+    assert needed["index"].tolist() == [4, 9]
+    assert needed["number"].tolist() == [3, 3]
+    assert needed["epoch"] == 3
+    assert needed["train_targets"] is targets
+
+
+def test_a_loss_gets_nothing_that_it_did_not_ask_for() -> None:
+    loss = Heard()
+    answered(Criteria({"x": Term(loss)}), 3, Batch({"default": IMAGES}, TARGET, torch.tensor([4, 9])))
+    assert loss.given[0][3] == {}
+
+
+def test_a_missing_index_is_an_error_that_names_the_term() -> None:
+    with pytest.raises(ValueError, match=r"criteria\.memory: the loss needs \['index', 'number'\]") as caught:
+        answered(
+            Criteria({"ce": Term(CrossEntropy()), "memory": Term(HeardWithNeeds())}), train_targets=torch.arange(3)
+        )
+    assert "DataLoader" in str(caught.value)
+
+
+def test_epoch_0_is_not_a_missing_epoch() -> None:
+    class NeedsEpoch(Heard):
+        needs: ClassVar[frozenset[str]] = frozenset({"epoch"})
+
+    loss = NeedsEpoch()
+    answered(Criteria({"x": Term(loss)}), 0)
+    assert loss.given[0][3] == {"epoch": 0}
+
+
+def test_one_tap_gives_a_tensor_and_several_give_lists_in_their_order() -> None:
+    one, several, alone = Heard(), Heard(), Heard()
+    criteria = Criteria(
+        {
+            "one": Term(one, student="a", teacher="d"),
+            "several": Term(several, student=["b", "logits", "a"], teacher=["d"]),
+            "alone": Term(alone, student=["a"], teacher=None),
+        }
+    )
+    answered(criteria)
+    assert isinstance(one.given[0][0], Tensor)
+    assert (one.given[0][0].item(), one.given[0][1].item()) == (5, 8)
+    student, teacher = several.given[0][:2]
+    assert isinstance(student, list)
+    assert (student[0].item(), student[2].item(), teacher[0].item()) == (6, 5, 8)
+    assert student[1] is STUDENT
+    assert isinstance(alone.given[0][0], list)
+    assert alone.given[0][1] is None
+    assert criteria.student_taps() == ["a", "b", "logits"]
+    assert criteria.teacher_taps() == ["d"]
+
+
+def test_losses_are_told_the_shapes_of_their_taps() -> None:
+    loss, alone = Heard(), Heard()
+    criteria = Criteria({"x": Term(loss, student=["b", "a"], teacher="c"), "y": Term(alone, teacher=None)})
+    criteria.build({"a": (2, 3), "b": (2, 5, 4, 4), "logits": (2, 10)}, {"c": (2, 7), "logits": (2, 10)})
+    assert loss.shapes == ([(2, 5, 4, 4), (2, 3)], [(2, 7)])
+    assert alone.shapes == ([(2, 10)], [])
+
+
+def test_a_term_looks_at_its_view() -> None:
+    loss = Heard()
+    criteria = Criteria({"x": Term(loss, view="strong")})
+    views = {"default": Outputs(STUDENT, {}), "strong": Outputs(STUDENT + 1, {})}
+    criteria(views, {"strong": Outputs(TEACHER + 1, {})}, BATCH, 0)
+    assert torch.equal(loss.given[0][0], STUDENT + 1)
+    assert torch.equal(loss.given[0][1], TEACHER + 1)
+
+
+def test_what_is_no_scalar_is_an_error_that_names_the_term() -> None:
+    class PerSample(nn.Module):
+        def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+            return student.sum(dim=1)
+
+    with pytest.raises(ValueError, match=r"criteria\.wide: a loss must return a scalar, got shape \(2,\)"):
+        answered(Criteria({"wide": Term(PerSample())}))
+
+
+def test_unknown_need_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"criteria\.x: the loss needs \['moon'\], known are \['epoch', 'index'"):
+        Criteria({"x": Term(Strange())})
+
+
+@pytest.mark.parametrize("name", ["loss", "a.b"])
+def test_names_that_cannot_be_logged_are_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match=f"must not have a term called '{name}'"):
+        Criteria({name: Term(CrossEntropy())})
+
+
+def test_no_term_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one term"):
+        Criteria({})
+
+
+def test_adapters_are_parameters_of_the_criteria() -> None:
+    class Adapter(Gap):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+    criteria = Criteria({"a": Term(Adapter()), "ce": Term(CrossEntropy())})
+    assert {name for name, _ in criteria.named_parameters()} == {"losses.a.linear.weight", "losses.a.linear.bias"}
+
+
+def test_reached_finds_exactly_the_leaves_that_backward_gives_a_gradient() -> None:
+    leaves = {name: torch.randn(3, requires_grad=True) for name in "abcdef"}
+    a, b, c, d, e, f = leaves.values()
+    shared = a * b
+    loss = (shared + shared.exp() * c.detach() + torch.cat([d[:1], b[1:]]) + f.detach()).sum()
+    _ = (e * 2).sum()
+    assert reached(loss) == {a, b, d}
+    loss.backward()
+    assert {name for name, leaf in leaves.items() if leaf.grad is not None} == {"a", "b", "d"}
+
+
+def test_reached_of_networks_with_an_unused_head() -> None:
+    body, head, frozen = nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(3, 3).requires_grad_(False)
+    loss = frozen(torch.relu(body(torch.randn(5, 4)))).square().mean()
+    assert reached(loss) == set(body.parameters())
+    assert reached(head(body(torch.randn(5, 4))).sum()) == {*body.parameters(), *head.parameters()}
+
+
+def test_nothing_is_reached_without_a_graph() -> None:
+    assert reached(torch.tensor(1.0)) == set()

@@ -1,0 +1,118 @@
+"""Every configuration runs a few steps on small data, and states the published recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import yaml
+from PIL import Image
+
+from kd_lightning.cli.commands import run
+from kd_lightning.models import Network, save_weights
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "logger")
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
+SLOW_TO_START = {"mobilenetv2", "shufflenetv1", "shufflenetv2"}
+WNIDS = ("n01440764", "n01530575", "n01601694")
+
+
+def noise(path: Path, side: int, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR-100 and ImageNet in small: noise in the usual folders."""
+    root = tmp_path_factory.mktemp("data")
+    for number in range(100):
+        for split, count in {"train": 2, "test": 1}.items():
+            for sample in range(count):
+                noise(root / f"cifar100/{split}/c{number:02}/{sample}.png", 32, 3 * number + sample)
+    for number, wnid in enumerate(WNIDS):
+        for split in ("train", "val"):
+            for sample in range(3):
+                noise(root / f"imagenet/{split}/{wnid}/{sample}.png", 40, 10 * number + sample)
+    return root
+
+
+def stated(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+def small(path: Path, data: Path, folder: Path) -> list[str]:
+    """Options that make a configuration run on the small data, with a teacher that knows nothing."""
+    family = path.relative_to(CONFIGS).parts[0]
+    options = [f"--data.init_args.root={data / family if family == 'imagenet' else data}"] if family != "digits" else []
+    if family == "cifar100":
+        options += ["--data.init_args.global_batch_size=4", "--data.init_args.eval_batch_size=4"]
+    if family == "imagenet":
+        options += ["--data.init_args.global_batch_size=3", "--data.init_args.workers=0"]
+        options += ["--data.init_args.image_size=32", "--trainer.devices=1"]
+    teacher = stated(path)["model"]["init_args"].get("teacher")
+    if teacher is not None:
+        classes, channels = {"digits": (10, 1), "cifar100": (100, 3), "imagenet": (len(WNIDS), 3)}[family]
+        name = teacher["init_args"]["network"]["name"]
+        save_weights(Network(name.split(".")[0]).build(classes, channels), folder / "teacher.safetensors")
+        options += [f"--model.teacher.init_args.network.weights={folder / 'teacher.safetensors'}"]
+        options += ["--model.teacher.init_args.check=false"]
+    return options
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: "-".join(path.relative_to(CONFIGS).with_suffix("").parts))
+def test_config_runs(path: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = path.read_text().splitlines()[0]
+    assert launch == f"# kd-lightning fit --config {path.relative_to(CONFIGS.parent)}"
+    monkeypatch.chdir(tmp_path)
+    options = [*QUIET, *small(path, data, tmp_path), "--experiment=e", "--run=r"]
+    assert run(["fit", "--config", str(path), *options, "--trainer.fast_dev_run=2"]) == 0
+
+
+def test_real_images_train_a_step(cifar100_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [f"--data.init_args.root={cifar100_root}", "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"]
+    path = CONFIGS / "cifar100/supervised/resnet20.yaml"
+    assert run(["fit", "--config", str(path), *options, *QUIET, "--trainer.limit_val_batches=1", "--run=r"]) == 0
+    assert run(["test", "runs/resnet20/r", *QUIET, "--trainer.limit_test_batches=1"]) == 0
+
+
+CIFAR = sorted(CONFIGS.glob("cifar100/*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", CIFAR, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_cifar_recipe_is_the_standard_protocols(path: Path) -> None:
+    config = stated(path)
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    student = model["student"]["name"].removeprefix("cifar_")
+    assert (config["trainer"]["max_epochs"], data["global_batch_size"]) == (240, 64)
+    rate = 0.01 if student in SLOW_TO_START else 0.05
+    assert model["optimizer"]["init_args"] == {"lr": rate, "momentum": 0.9, "weight_decay": 0.0005}
+    milestones = model["scheduler"]["init_args"]["milestones"]
+    assert [240 * share for share in milestones] == [150, 180, 210]
+    if path.parent.name == "offline":
+        network = model["teacher"]["init_args"]["network"]
+        teacher = network["name"].removeprefix("cifar_")
+        assert path.stem == f"{teacher}_{student}"
+        assert network["weights"] == {"recipe": f"configs/cifar100/supervised/{teacher}.yaml"}
+        assert (CONFIGS.parent / network["weights"]["recipe"]).is_file()
+        criteria = model["criteria"]
+        assert (criteria["ce"]["weight"], criteria["kd"]["weight"]) == (0.1, 0.9)
+        assert criteria["kd"]["loss"] == {"class_path": "SoftTarget", "init_args": {"temperature": 4.0}}
+
+
+def test_all_pairs_of_the_table_are_there() -> None:
+    pairs = {path.stem for path in CIFAR if path.parent.name == "offline"}
+    assert len(pairs) == 13
+    assert {"wrn_40_2_wrn_16_2", "resnet56_resnet20", "resnet32x4_resnet8x4", "vgg13_vgg8"} <= pairs
+
+
+def test_imagenet_teachers_exist_in_timm() -> None:
+    for path in CONFIGS.glob("imagenet/offline/*.yaml"):
+        network = stated(path)["model"]["init_args"]["teacher"]["init_args"]["network"]
+        config = timm.get_pretrained_cfg(network["name"])
+        assert config is not None
+        assert config.num_classes == 1000
