@@ -32,7 +32,7 @@ def stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], batch: Batch,
     shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
     rows = "" if batch.index is None else f"; samples {batch.index[:8].tolist()} …"
     raise NonFiniteLossError(
-        f"the loss is {float(loss)} at step {module.global_step}, epoch {module.current_epoch} ({shown}{rows}): "
+        f"the loss is {loss.item()} at step {module.global_step}, epoch {module.current_epoch} ({shown}{rows}): "
         f"stopped before the weights changed; {path} holds the batch and the state. A lower learning rate, "
         "trainer.gradient_clip_val, or another precision may help"
     )

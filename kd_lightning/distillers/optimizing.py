@@ -47,7 +47,9 @@ def parameter_groups(module: nn.Module, decayed: Decayed) -> list[dict[str, Any]
         return [{"params": trained}]
     groups = param_groups_weight_decay(module, weight_decay=1.0, no_weight_decay_list=_undecayed(module))
     with_decay = [{"params": group["params"]} for group in groups if group["weight_decay"]]
-    return with_decay + [{"params": group["params"], "weight_decay": 0.0} for group in groups if not group["weight_decay"]]
+    return with_decay + [
+        {"params": group["params"], "weight_decay": 0.0} for group in groups if not group["weight_decay"]
+    ]
 
 
 def _undecayed(module: nn.Module) -> set[str]:

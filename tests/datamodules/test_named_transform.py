@@ -44,7 +44,7 @@ def test_outside_the_generators_are_as_they_were_even_after_an_error() -> None:
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     undisturbed = drawn()
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
-    with pytest.raises(RuntimeError, match="inside"), named_generators(0, "x"):  # noqa: PT012 (the exit is the point)
+    with pytest.raises(RuntimeError, match="inside"), named_generators(0, "x"):
         drawn()
         raise RuntimeError("inside")
     assert drawn() == undisturbed

@@ -54,7 +54,9 @@ class Strange(Heard):
     needs: ClassVar[frozenset[str]] = frozenset({"epoch", "moon"})
 
 
-def answered(criteria: Criteria, epoch: int = 0, batch: Batch = BATCH, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def answered(
+    criteria: Criteria, epoch: int = 0, batch: Batch = BATCH, **options: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
     student = {"default": Outputs(STUDENT, {"a": torch.tensor([5.0]), "b": torch.tensor([6.0])})}
     teacher = {"default": Outputs(TEACHER, {"c": torch.tensor([7.0]), "d": torch.tensor([8.0])})}
     return criteria(student, teacher, batch, epoch, **options)

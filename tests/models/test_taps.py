@@ -1,5 +1,6 @@
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -199,14 +200,17 @@ def test_outside_the_context_nothing_is_kept() -> None:
     net(IMAGES)
     with tapped(net, ["fc"]) as taps:
         logits = net(IMAGES)
-    net(3 * IMAGES)
+    later = net(3 * IMAGES)
     assert torch.equal(taps["fc"], logits)
+    alive = weakref.ref(later)
+    del later
+    assert alive() is None
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_probe_gives_shapes_and_leaves_the_network_as_it_was(training: bool) -> None:
     net = Net().train(training)
-    net.layer1.bn.eval()
+    net.pool.eval()
     modes = {name: module.training for name, module in net.named_modules()}
     state, rng = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     shapes = probe(net, ["layer1", "layer1.relu:in", "fc:in", "logits"], (3, 6, 6))
