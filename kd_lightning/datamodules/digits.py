@@ -10,7 +10,7 @@ from kd_lightning.datamodules.views import View
 
 TEST_SIZE = 450
 MEAN = (0.3053,)
-STD = (0.3764,)
+STD = (0.3758,)
 
 
 class DigitsDataModule(InMemoryDataModule):

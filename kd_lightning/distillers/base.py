@@ -52,7 +52,8 @@ class Distiller(pl.LightningModule, ABC):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.recipe, self.make_optimizer, self.make_scheduler = student, optimizer, scheduler
+        self._recipe = (student,)  # in a tuple, so that a module is registered once, as the student
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.weight_decay_on, self.num_classes = (
             scheduler_interval,
             weight_decay_on,
@@ -94,7 +95,7 @@ class Distiller(pl.LightningModule, ABC):
             return
         self.seed = run_seed()
         num_classes, views = classes_of(self.trainer, self.num_classes), views_of(self.trainer)
-        recipe = self.recipe
+        (recipe,) = self._recipe
         if isinstance(recipe, Network):
             own = recipe.normalisation()
             if own is not None and views.mean is not None and own != (views.mean, views.std):

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_type_hints
 
 import timm
 from torch import nn
@@ -65,7 +65,7 @@ def constructor(name: str) -> Callable[..., nn.Module]:
 
 
 def _makes_module(found: object) -> bool:
-    made = found if inspect.isclass(found) else getattr(found, "__annotations__", {}).get("return")
+    made = found if inspect.isclass(found) or not callable(found) else get_type_hints(found).get("return")
     return inspect.isclass(made) and issubclass(made, nn.Module)
 
 
@@ -130,7 +130,7 @@ class Network:
         with seeded(run_seed() if seed is None else seed, "initialisation", role):
             try:
                 network = make(**given)
-            except TypeError as error:
+            except (TypeError, RuntimeError) as error:  # timm: an unknown pretrained tag
                 raise ValueError(f"network {self.name}: {error}") from error
         if self.weights is not None and not self.from_hub:
             load_weights(network, weights_file(self.weights), self.sha256)

@@ -1,5 +1,6 @@
 """Two real processes over gloo: the same gradients, students and figures as one process on the same global batch."""
 
+import csv
 import json
 import os
 import subprocess
@@ -11,14 +12,14 @@ import torch
 
 SCRIPT = '''
 """Distil for two epochs in float64, and write what each rank saw."""
-import json, sys
+import json, os, sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from kd_lightning.callbacks import SafeCheckpointIO
+from kd_lightning.callbacks import MetricsFile, SafeCheckpointIO
 from kd_lightning.datamodules import DigitsDataModule
 from kd_lightning.distillers import OfflineDistiller, Term, Window
 from kd_lightning.losses import CrossEntropy, SoftTarget
@@ -58,6 +59,14 @@ class Watch(pl.Callback):
         self.test += batch.index.tolist()
 
 
+class Counted(SafeCheckpointIO):
+    writes = 0
+
+    def save_checkpoint(self, *args, **kwargs):
+        self.writes += 1
+        super().save_checkpoint(*args, **kwargs)
+
+
 devices, out = int(sys.argv[1]), Path(sys.argv[2])
 pl.seed_everything(3)
 torch.set_num_threads(1)
@@ -72,20 +81,22 @@ criteria = {
 module = OfflineDistiller(
     Net(8), teacher, criteria, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01)
 )
-# 1212 training samples in batches of 200: the last one has 12; the 135 and 450 others are odd in number
-data = DigitsDataModule(global_batch_size=200, eval_batch_size=67)
-watch = Watch()
+# 1211 training samples in batches of 200: of the last 11 one rank has 6, the other 5; evaluation ends unevenly too
+data = DigitsDataModule(global_batch_size=200, eval_batch_size=67, val_fraction=0.101)
+watch, io = Watch(), Counted()
 trainer = pl.Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", precision="64-true", max_epochs=2,
-    logger=False, callbacks=[watch], enable_progress_bar=False, enable_model_summary=False,
-    plugins=[SafeCheckpointIO()], default_root_dir=str(out / "root"),
+    logger=MetricsFile(out / f"{devices}-{os.environ.get('LOCAL_RANK', 0)}.csv"), log_every_n_steps=3,
+    callbacks=[watch, pl.callbacks.ModelCheckpoint(out / f"root{devices}" / "checkpoints", filename="last")],
+    enable_progress_bar=False, enable_model_summary=False,
+    plugins=[io], default_root_dir=str(out / f"root{devices}"),
 )
 trainer.fit(module, data)
 student = {k: v.tolist() for k, v in module.student.state_dict().items()}
 validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 tested = trainer.test(module, data, verbose=False)[0]
 seen = {"train": watch.train, "test": watch.test, "gradients": watch.gradients, "student": student,
-        "validated": validated, "tested": tested, "steps": trainer.global_step}
+        "validated": validated, "tested": tested, "steps": trainer.global_step, "writes": io.writes}
 (out / f"{devices}-{trainer.global_rank}.json").write_text(json.dumps(seen))
 '''
 
@@ -100,7 +111,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         command = [sys.executable, str(out / "script.py"), devices, str(out)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")}
+    seen = {name: json.loads((out / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")}
+    for name, one in seen.items():
+        path = out / f"{name}.csv"
+        one["metrics"] = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else None
+    seen["1-0"]["checkpoints"], seen["2-0"]["checkpoints"] = (
+        sorted(file.name for file in (out / f"root{devices}" / "checkpoints").iterdir()) for devices in (1, 2)
+    )
+    return seen
 
 
 def assert_close(one: Any, other: Any) -> None:
@@ -138,7 +156,7 @@ def test_each_sample_is_seen_once_an_epoch(seen: dict[str, Any]) -> None:
     trained = sorted(seen["2-0"]["train"] + seen["2-1"]["train"])
     assert trained == sorted(seen["1-0"]["train"])
     assert trained == sorted(2 * sorted(set(trained)))
-    assert len(set(trained)) == 1212
+    assert len(set(trained)) == 1211
     assert sorted(seen["2-0"]["test"] + seen["2-1"]["test"]) == sorted(seen["1-0"]["test"]) == list(range(450))
 
 
@@ -147,3 +165,19 @@ def test_figures_equal_those_of_one_process(seen: dict[str, Any]) -> None:
         assert seen["2-0"][kind] == seen["2-1"][kind]
         assert seen["1-0"][kind] == pytest.approx(seen["2-0"][kind], abs=1e-6)
     assert {"test/top1", "test/teacher_top1", "test/agreement", "test/ece"} <= set(seen["1-0"]["tested"])
+
+
+def test_only_the_first_rank_writes(seen: dict[str, Any]) -> None:
+    assert seen["2-0"]["writes"] == seen["1-0"]["writes"] > 0
+    assert seen["2-1"]["writes"] == 0
+    assert seen["2-0"]["checkpoints"] == seen["1-0"]["checkpoints"] == ["last.ckpt"]
+    assert seen["2-1"]["metrics"] is None
+
+
+def test_the_logged_means_are_over_all_ranks(seen: dict[str, Any]) -> None:
+    alone, ranks = seen["1-0"]["metrics"], seen["2-0"]["metrics"]
+    assert len(alone) == len(ranks)
+    for row, other in zip(alone, ranks, strict=True):
+        figures, others = ({k: float(v) for k, v in each.items() if v} for each in (row, other))
+        assert figures == pytest.approx(others, abs=1e-6)
+    assert {"train/pull", "train/ce", "train/kd", "train/loss", "val/top1", "lr"} <= set(alone[0])

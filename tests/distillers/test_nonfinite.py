@@ -102,7 +102,7 @@ def test_a_finite_loss_passes_and_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_the_message_names_the_samples_where_they_are_known(tmp_path: Path) -> None:
-    images = {"default": torch.full((4, 1, 4, 4), math.nan)}
-    loader = [Batch(images, torch.ones(4, dtype=torch.int64), torch.arange(40, 44))]
+    image = {"default": torch.full((1, 4, 4), math.nan)}
+    samples: Any = [Batch(image, torch.tensor(1), torch.tensor(row), torch.tensor(0)) for row in range(40, 44)]
     with pytest.raises(NonFiniteLossError, match=r"samples \[40, 41, 42, 43\]"):
-        trainer(tmp_path).fit(classifier(), loader)
+        trainer(tmp_path).fit(classifier(), DataLoader(samples, batch_size=4))
