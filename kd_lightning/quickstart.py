@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -57,7 +58,7 @@ def carried_out(name: str, seed: int, overrides: Sequence[str]) -> float:
     line += ["--experiment", FOLDER.name, "--run", folder.path.name]
     if name == DISTILLED:
         line += ["--model.teacher.init_args.network.weights", str(run_folder(TEACHER, seed).path)]
-    for command in ([*line, *QUIET, *overrides], ["test", str(folder.path)]):
+    for command in ([*line, *QUIET, *overrides], ["test", str(folder.path), "--verbose=false"]):
         if code := run(command):
             raise RuntimeError(f"kd-lightning {' '.join(command)} ended with exit code {code}")
     return float(json.loads(folder.results.read_text())["test/top1"])
@@ -80,6 +81,7 @@ def main(overrides: Sequence[str] = ()) -> None:
     """
     if not CONFIGS.is_dir():
         raise FileNotFoundError(f"there are no configurations in {CONFIGS}: run this in a clone of the repository")
+    torch.set_num_threads(1)  # in networks this small, threads wait for each other longer than they work
     console, started = Console(), time.time()
     if FOLDER.exists():
         moved = FOLDER.rename(f"{FOLDER}.{time.strftime('%Y-%m-%d-%H%M%S')}")

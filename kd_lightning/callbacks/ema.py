@@ -39,6 +39,7 @@ class StudentEMA(pl.Callback):
         if not isinstance(student, nn.Module):
             raise ValueError(f"{type(module).__name__} has no student to average")
         average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]
+        average.n_averaged.fill_(1)  # it is the student's: torch would overwrite it with the first step's
         if self._restored is not None:
             average.load_state_dict(self._restored)
             self._restored = None

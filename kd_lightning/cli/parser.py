@@ -1,6 +1,7 @@
 """The parser: LightningCLI's, with errors that help and imports that were allowed."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,11 +13,18 @@ from lightning.pytorch.cli import LightningArgumentParser
 from kd_lightning import trust
 
 UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments|[Kk]ey|[Oo]ption|[Aa]rgument)s?:? [\"'`]*(?:--)?([\w.]+)")
+DENIED = re.compile(r"Importing '((\w+)[\w.]*)' is not allowed, denied by .*? in set_parsing_settings to allow it\.")
+TRUST = r"'\1' may not be imported: if you trust it, allow it with --allow \2"
 
 
 def guard(allowed: Sequence[str]) -> None:
-    """Let configurations import this package, its libraries, and ``allowed``; nothing else, and nothing from a URL."""
+    """Let configurations import this package, its libraries, and ``allowed``; nothing else, and nothing from a URL.
+
+    What is allowed may lie in the working folder, which comes last: a file there hides no installed module.
+    """
     trust.allow(allowed)
+    if allowed and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     set_parsing_settings(
         import_path_denylist=["*"],
         import_path_allowlist=sorted(trust.ALLOWED),
@@ -52,5 +60,5 @@ class Parser(LightningArgumentParser):
         known = {action.dest for parser in (self, *Parser.subparsers) for action in parser._actions}
         hints = {key: nearest(key, known - {key}) for key in dict.fromkeys(UNKNOWN.findall(message))}
         said = "".join(f"\n  {key}: did you mean {hint}?" for key, hint in hints.items() if hint and key not in known)
-        print(f"kd-lightning: error: {message}{said}", file=sys.stderr)
+        print(f"kd-lightning: error: {DENIED.sub(TRUST, message)}{said}", file=sys.stderr)
         sys.exit(2)

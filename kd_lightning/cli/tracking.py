@@ -1,5 +1,6 @@
 """Tracking: a W&B run is named after the run folder, so that resuming continues it."""
 
+import hashlib
 import re
 from typing import Any
 
@@ -9,6 +10,16 @@ from kd_lightning.run_folder import RunFolder
 
 LEFT_OPEN = {"None", "."}  # WandbLogger's defaults
 LONGEST_ID = 100
+
+
+def run_id(folder: RunFolder) -> str:
+    """Experiment and run as W&B takes them; what had to be changed or cut is told apart by a hash."""
+    stated = f"{folder.path.parent.name}-{folder.path.name}"
+    taken = re.sub(r"[^a-zA-Z0-9_-]", "-", stated)
+    if taken == stated and len(taken) <= LONGEST_ID:
+        return taken
+    digest = hashlib.sha256(stated.encode()).hexdigest()[:8]
+    return f"{taken[: LONGEST_ID - len(digest) - 1]}-{digest}"
 
 
 def identify_wandb(config: Namespace, folder: RunFolder) -> None:
@@ -21,8 +32,7 @@ def identify_wandb(config: Namespace, folder: RunFolder) -> None:
         if not isinstance(logger, Namespace) or not str(logger.get("class_path")).endswith("WandbLogger"):
             continue
         run, experiment = folder.path.name, folder.path.parent.name
-        identity = re.sub(r"[^\w-]", "-", f"{experiment}-{run}")[-LONGEST_ID:]
-        known = {"name": run, "id": identity, "save_dir": str(folder.path)}
+        known = {"name": run, "id": run_id(folder), "save_dir": str(folder.path)}
         for key, value in known.items():
             if str(logger.init_args.get(key)) in LEFT_OPEN:
                 logger.init_args[key] = value

@@ -119,7 +119,7 @@ def test_rank_device_and_seed_are_the_trainers() -> None:
     data = NoImages(8)
     data.trainer = trainer(rank=1, world=2, seed=99)
     loader = data.train_dataloader()
-    assert (loader.plan.rank, loader.plan.world, loader.plan.seed) == (1, 2, 99)  # type: ignore[union-attr]
+    assert (loader.plan.rank, loader.plan.world, loader.plan.seed) == (1, 2, 99)
     assert loader.device == torch.device("meta")
 
 

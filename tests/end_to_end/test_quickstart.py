@@ -1,9 +1,12 @@
 """`make run`, shortened: nine runs, the figures that are made of them, and what becomes of an earlier set."""
 
+import io
 import json
 import logging
+import re
 import statistics
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     earlier = folder / "runs/digits/teacher-seed0"
     earlier.mkdir(parents=True)
     (earlier / "mark").write_text("earlier")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.chdir(folder)
         quickstart.main(SHORT)
+    (folder / "printed").write_text(printed.getvalue())
     return folder
 
 
@@ -56,6 +60,8 @@ def test_the_seeds_differ_and_each_student_learns_from_the_teacher_of_its_seed(p
 
 def test_alone_and_distilled_are_the_same_student_trained_equally_long_on_the_same_data(place: Path) -> None:
     alone, distilled = (yaml.safe_load((quickstart.CONFIGS / quickstart.PLANS[name]).read_text()) for name in NAMES[1:])
+    for settings in (alone, distilled):
+        settings["model"]["init_args"]["optimizer"]["init_args"].pop("lr")  # each has its own best one
     for key in ("student", "optimizer", "scheduler"):
         assert alone["model"]["init_args"][key] == distilled["model"]["init_args"][key]
     assert (alone["trainer"], alone["data"]) == (distilled["trainer"], distilled["data"])
@@ -78,6 +84,16 @@ def test_the_figures_are_those_of_the_runs(place: Path) -> None:
     assert teacher > alone
     assert results["gap_recovered"] == pytest.approx((distilled - alone) / (teacher - alone))
     assert results["seconds"] > 0
+
+
+def test_it_prints_a_line_for_each_run_and_then_the_table(place: Path) -> None:
+    lines = (place / "printed").read_text().splitlines()
+    assert lines[0].startswith("the earlier runs are now in runs/digits.20")
+    for number, line in enumerate(lines[1:10], start=1):
+        assert re.fullmatch(rf"\[{number}/9\] \w+, seed \d: top-1 \d+\.\d\d %, \d+ s so far", line)
+    assert lines[10].strip() == "Handwritten digits, last epoch, 3 seeds"
+    assert lines[-1] == "runs, learning curves and results.json: runs/digits"
+    assert len(lines) == 20
 
 
 def test_the_picture_is_one(place: Path) -> None:
