@@ -3,12 +3,14 @@
 from typing import Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Term
 from kd_lightning.distillers.optimizing import Decayed
 from kd_lightning.losses import CrossEntropy
+from kd_lightning.losses.base import Loss
 from kd_lightning.models import NetworkLike, Outputs, Views
 
 
@@ -20,7 +22,7 @@ class Classifier(Distiller):
         optimizer: Makes the optimizer from parameter groups.
         scheduler: Makes a learning-rate schedule from the optimizer; None keeps the rate.
         scheduler_interval: Whether the schedule advances with epochs or with optimizer steps.
-        label_smoothing: Of the cross entropy, in [0, 1).
+        loss: What the labels are matched by; None for `CrossEntropy` without label smoothing.
         weight_decay_on: ``all`` parameters, or ``matrices`` only (no biases and norms, as timm does).
         num_classes: Only where no data module says it.
         channels_last: Keep the student's maps in channels_last.
@@ -32,14 +34,14 @@ class Classifier(Distiller):
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
-        label_smoothing: float = 0.0,
+        loss: Loss | nn.Module | None = None,
         weight_decay_on: Decayed = "all",
         num_classes: int | None = None,
         channels_last: bool = True,
     ) -> None:
         super().__init__(
             student,
-            {"ce": Term(CrossEntropy(label_smoothing))},
+            {"ce": Term(CrossEntropy() if loss is None else loss, teacher=None)},
             optimizer,
             scheduler,
             scheduler_interval,

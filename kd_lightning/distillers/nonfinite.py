@@ -17,8 +17,8 @@ class NonFiniteLossError(FloatingPointError):
 def stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], batch: Batch, module: pl.LightningModule) -> None:
     """Let a finite loss pass.
 
-    Otherwise the batch, the state before the step, and its place in the run are written to ``nonfinite-rank*.pt`` in
-    the run's folder; weights and checkpoints stay as they were before the step.
+    Otherwise the batch, the state, and its place in the run are written to ``nonfinite-rank*.pt`` in the run's folder.
+    Weights and checkpoints stay as they were before the step; only running statistics (BatchNorm) have seen the batch.
 
     Raises:
         NonFiniteLossError: naming the terms and the samples.
