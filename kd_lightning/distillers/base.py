@@ -63,7 +63,6 @@ class Distiller(pl.LightningModule, ABC):
         self.criteria = Criteria(criteria)
         self.student: nn.Module | None = None
         self.meter = TermMeter([*criteria, "loss"])
-        self.train_targets: Tensor | None = None
         self.rate = 0.0  # of the last step; at the end of an epoch the schedule has already moved on
         self._unreached: dict[tuple[str, ...], list[nn.Parameter]] = {}
         self._restored: dict[str, Any] | None = None
@@ -167,7 +166,7 @@ class Distiller(pl.LightningModule, ABC):
         epoch = self.current_epoch
         student = {view: self._answer(batch.images[view]) for view in sorted(self.criteria.views())}
         teacher = self.teach(batch, self.criteria.asks_teacher(epoch))
-        loss, values = self.criteria(student, teacher, batch, epoch, self.train_targets)
+        loss, values = self.criteria(student, teacher, batch, epoch)
         stop_if_not_finite(loss, values, batch, self)
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))

@@ -125,7 +125,6 @@ class Criteria(nn.Module):
         teacher: Mapping[str, Outputs],
         batch: Batch,
         epoch: int,
-        train_targets: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and the unweighted value of each active term, detached.
 
@@ -134,7 +133,6 @@ class Criteria(nn.Module):
             teacher: View -> the teacher's answer, for the views on which it is asked.
             batch: What they answered.
             epoch: Counted from 0.
-            train_targets: Class of each row of the training set, if a loss needs it.
 
         Raises:
             ValueError: if no term is active, or a loss needs the sample's index and the batch has none.
@@ -142,7 +140,7 @@ class Criteria(nn.Module):
         active = self.active(epoch)
         if not active:
             raise ValueError(f"every term of criteria weighs 0 in epoch {epoch}: there is nothing to learn")
-        given = {"index": batch.index, "number": batch.number, "epoch": epoch, "train_targets": train_targets}
+        given = {"index": batch.index, "number": batch.number, "epoch": epoch}
         total: Tensor | None = None
         values: dict[str, Tensor] = {}
         for name, weight in active.items():

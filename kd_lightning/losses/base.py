@@ -8,7 +8,7 @@ from torch import nn
 Taps = str | Sequence[str]
 Shapes = Sequence[tuple[int, ...]]
 
-NEEDS = frozenset({"index", "number", "epoch", "train_targets"})
+NEEDS = frozenset({"index", "number", "epoch"})
 
 
 class Loss(nn.Module):
@@ -19,7 +19,7 @@ class Loss(nn.Module):
 
     Attributes:
         needs: Further named arguments of ``forward``, among `NEEDS`: ``index`` and ``number`` (int64 ``[N]``, see
-            `Batch`), ``epoch`` (float), ``train_targets`` (int64, one for each row of the full training set).
+            `Batch`), ``epoch`` (int, counted from 0).
         student_tap: What is tapped of the student unless the YAML says otherwise.
         teacher_tap: The same of the teacher; None where no teacher is asked.
     """

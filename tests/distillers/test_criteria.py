@@ -47,7 +47,7 @@ class Heard(Loss):
 
 
 class HeardWithNeeds(Heard):
-    needs: ClassVar[frozenset[str]] = frozenset({"index", "number", "epoch", "train_targets"})
+    needs: ClassVar[frozenset[str]] = frozenset({"index", "number", "epoch"})
 
 
 class Strange(Heard):
@@ -111,14 +111,12 @@ def test_nothing_to_learn_in_an_epoch_is_an_error() -> None:
 def test_a_loss_gets_what_it_needs() -> None:
     loss = HeardWithNeeds()
     batch = Batch({"default": IMAGES}, TARGET, torch.tensor([4, 9]), torch.tensor([3, 3]))
-    targets = torch.arange(10)
-    answered(Criteria({"x": Term(loss)}), 3, batch, train_targets=targets)
+    answered(Criteria({"x": Term(loss)}), 3, batch)
     needed = loss.given[0][3]
-    assert set(needed) == {"index", "number", "epoch", "train_targets"}
+    assert set(needed) == {"index", "number", "epoch"}
     assert needed["index"].tolist() == [4, 9]
     assert needed["number"].tolist() == [3, 3]
     assert needed["epoch"] == 3
-    assert needed["train_targets"] is targets
 
 
 def test_a_loss_gets_nothing_that_it_did_not_ask_for() -> None:
@@ -129,9 +127,7 @@ def test_a_loss_gets_nothing_that_it_did_not_ask_for() -> None:
 
 def test_a_missing_index_is_an_error_that_names_the_term() -> None:
     with pytest.raises(ValueError, match=r"criteria\.memory: the loss needs \['index', 'number'\]") as caught:
-        answered(
-            Criteria({"ce": Term(CrossEntropy()), "memory": Term(HeardWithNeeds())}), train_targets=torch.arange(3)
-        )
+        answered(Criteria({"ce": Term(CrossEntropy()), "memory": Term(HeardWithNeeds())}))
     assert "DataLoader" in str(caught.value)
 
 

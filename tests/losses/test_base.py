@@ -21,7 +21,7 @@ class Adapted(Loss):
 
 
 def test_what_a_loss_may_ask_for() -> None:
-    assert frozenset({"index", "number", "epoch", "train_targets"}) == NEEDS
+    assert frozenset({"index", "number", "epoch"}) == NEEDS
 
 
 def test_a_loss_asks_for_nothing_and_taps_the_logits_unless_it_says_so() -> None:
