@@ -12,7 +12,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 
 import kd_lightning.datamodules as datamodules
-import kd_lightning.distillers as distillers
 from kd_lightning.callbacks import Checkpoints, MetricsFile, Predictions, Preemption, RunRecord, SafeCheckpointIO
 from kd_lightning.cli.parser import Parser
 from kd_lightning.cli.recipes import resolve_recipes
@@ -21,7 +20,6 @@ from kd_lightning.cli.tracking import identify_wandb
 from kd_lightning.run_folder import RunFolder
 
 OF_THE_CALL = ("config", "ckpt_path", "weights_only", "verbose", "return_predictions")  # not of the run
-NAMED_WITHOUT_PATH = (datamodules, distillers)  # imported, so that the parser knows their classes
 
 
 def listed(value: Any) -> list[Any]:

@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
-from kd_lightning import trust
+from kd_lightning import datamodules, distillers, losses, models, trust
 
 UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments|[Kk]ey|[Oo]ption|[Aa]rgument)s?:? [\"'`]*(?:--)?([\w.]+)")
+UNKNOWN_CLASS = re.compile(r"dot import path string: (\w+)")
+CLASSES = {name for room in (datamodules, distillers, losses, models) for name in room.__all__}  # named without a path
 DENIED = re.compile(r"Importing '((\w+)[\w.]*)' is not allowed, denied by .*? in set_parsing_settings to allow it\.")
 TRUST = r"'\1' may not be imported: if you trust it, allow it with --allow \2"
 
@@ -59,6 +61,7 @@ class Parser(LightningArgumentParser):
         """Leave with exit code 2, one message, and the nearest keys."""
         known = {action.dest for parser in (self, *Parser.subparsers) for action in parser._actions}
         hints = {key: nearest(key, known - {key}) for key in dict.fromkeys(UNKNOWN.findall(message))}
+        hints |= {name: nearest(name, CLASSES - {name}) for name in UNKNOWN_CLASS.findall(message)}
         said = "".join(f"\n  {key}: did you mean {hint}?" for key, hint in hints.items() if hint and key not in known)
         print(f"kd-lightning: error: {DENIED.sub(TRUST, message)}{said}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,7 @@
 """Tracking: a W&B run is named after the run folder, so that resuming continues it."""
 
 import hashlib
+import os
 import re
 from typing import Any
 
@@ -26,11 +27,16 @@ def identify_wandb(config: Namespace, folder: RunFolder) -> None:
     """Fill in what a W&B logger leaves open: id and name from the run, group from the experiment, files in the folder.
 
     The id is made of experiment and run, so ``resume`` and ``test`` go on with the same W&B run.
+
+    Raises:
+        ValueError: if checkpoints are to be artifacts of an offline run, which W&B would leave out without a word.
     """
     loggers: Any = config.trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not isinstance(logger, Namespace) or not str(logger.get("class_path")).endswith("WandbLogger"):
             continue
+        if os.environ.get("WANDB_MODE") == "offline" and logger.init_args.get("log_model"):
+            raise ValueError("log_model needs a W&B server, but WANDB_MODE is offline: set log_model to false")
         run, experiment = folder.path.name, folder.path.parent.name
         known = {"name": run, "id": run_id(folder), "save_dir": str(folder.path)}
         for key, value in known.items():

@@ -9,16 +9,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 Decayed = Literal["all", "matrices"]
+# What a schedule's state says of where it stands, not of how it was set.
 RUNNING = {
     "last_epoch",
     "_step_count",
     "_last_lr",
     "_get_lr_called_within_step",
     "_is_initial",
-    "best",
-    "num_bad_epochs",
+    "lr_lambdas",
+    "base_lrs",
 }
-RUNNING |= {"cooldown_counter", "lr_lambdas", "base_lrs", "_schedulers", "_milestones_passed"}
+PARTS = "_schedulers"  # of a SequentialLR or ChainedScheduler
 
 
 @runtime_checkable
@@ -58,6 +59,12 @@ def _undecayed(module: nn.Module) -> set[str]:
     return {f"{name}.{own}".lstrip(".") for name, network in networks for own in network.no_weight_decay()}
 
 
+def _set(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """How a schedule was set, and how its parts were."""
+    own = {key: value for key, value in schedule.items() if key not in RUNNING}
+    return own | {PARTS: [_set(part) for part in own[PARTS]]} if PARTS in own else own
+
+
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in group.items() if key not in {"params", "lr", "initial_lr", "param_names"}}
     return settings | {"lr": group.get("initial_lr", group.get("lr"))}
@@ -83,15 +90,15 @@ def check_unchanged(
     found: list[str] = []
     if states:
         if len(states[0]["param_groups"]) != len(optimizer.param_groups):
-            here, there = len(optimizer.param_groups), len(states[0]["param_groups"])
-            found.append(f"parameter groups: {here} here, {there} in the checkpoint")
-        for now, then in zip(optimizer.param_groups, states[0]["param_groups"], strict=False):
-            found += _differences(_settings(now), _settings(then), f"optimizer {type(optimizer).__name__}")
+            now, then = len(optimizer.param_groups), len(states[0]["param_groups"])
+            found.append(f"parameter groups: {now} here, {then} in the checkpoint")
+        for mine, its in zip(optimizer.param_groups, states[0]["param_groups"], strict=False):
+            found += _differences(_settings(mine), _settings(its), f"optimizer {type(optimizer).__name__}")
     if bool(schedules) != (scheduler is not None):
         found.append(f"scheduler: {type(scheduler).__name__} here, {len(schedules)} in the checkpoint")
     elif scheduler is not None:
-        now = {key: value for key, value in scheduler.state_dict().items() if key not in RUNNING}
-        found += _differences(now, schedules[0], f"scheduler {type(scheduler).__name__}")
+        here, there = _set(scheduler.state_dict()), _set(schedules[0])
+        found += _differences(here, there, f"scheduler {type(scheduler).__name__}")
     if found:
         raise ValueError(
             "the checkpoint was made with other settings, which would silently replace the stated ones: "

@@ -10,10 +10,12 @@ def check_temperature(temperature: float) -> float:
     """The temperature, if it is one.
 
     Raises:
-        ValueError: if it is not > 0.
+        ValueError: if it is not > 0 and finite.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
+    if temperature == float("inf"):
+        raise ValueError("temperature must be finite, got inf")
     return temperature
 
 

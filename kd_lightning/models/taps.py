@@ -70,7 +70,8 @@ def _submodule(network: nn.Module, name: str) -> nn.Module:
 def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Within the context, one forward of this very network fills the dict that is given, by name.
 
-    The values keep their graph. Other networks that run within the context, copies included, leave no trace.
+    The values keep their graph. Other networks that run within the context, copies included, leave no trace. Contexts
+    are not nested: only the innermost one listens.
     ``logits`` is not filled: it is what the forward returns.
 
     Raises:

@@ -161,3 +161,12 @@ def test_an_allowed_module_of_the_working_folder_is_used() -> None:
     assert Path("imported").exists()
     assert "train/kd" in RunFolder(Path("runs/e/r")).metrics.read_text().splitlines()[0]
     assert sys.path[-1] == str(Path.cwd())  # last: it hides no installed module
+
+
+def test_unknown_class_is_answered_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "kd.yaml"
+    config.write_text(KD.read_text().replace("SoftTarget", "SoftTargt"))
+    with pytest.raises(SystemExit) as left:
+        run(["fit", "--config", str(config), *QUIET])
+    assert left.value.code == 2
+    assert "SoftTargt: did you mean SoftTarget?" in capsys.readouterr().err

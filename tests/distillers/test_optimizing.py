@@ -83,7 +83,7 @@ def made(kind: str = "step", lr: float = 0.1, **options: Any) -> tuple[Optimizer
     if kind == "cosine":
         return optimizer, CosineAnnealingLR(optimizer, **({"T_max": 10} | options))
     if kind == "sequence":
-        parts: list[LRScheduler] = [StepLR(optimizer, 1, 0.9), StepLR(optimizer, 2, 0.5)]
+        parts: list[LRScheduler] = [StepLR(optimizer, 1, 0.9), StepLR(optimizer, 2, options.get("gamma", 0.5))]
         return optimizer, SequentialLR(optimizer, parts, milestones=options.get("milestones", [2]))
     epochs = options.pop("epochs", 10)
     share: Any = ShareMultiStepLR(optimizer, options.pop("milestones", [0.2, 0.6]))
@@ -115,6 +115,8 @@ def test_the_same_settings_pass_wherever_the_training_stands(kind: str, epochs: 
         ("step", {"decay": 0.05}, "optimizer SGD weight_decay: 0.05 here, 0.01 in the checkpoint"),
         ("step", {"gamma": 0.1}, "scheduler StepLR gamma: 0.1 here, 0.5 in the checkpoint"),
         ("step", {"step_size": 3}, "scheduler StepLR step_size: 3 here, 2 in the checkpoint"),
+        ("sequence", {"milestones": [3]}, "scheduler SequentialLR _milestones: [3] here, [2] in the checkpoint"),
+        ("sequence", {"gamma": 0.7}, "'gamma': 0.7}] here"),
         ("cosine", {"T_max": 20}, "scheduler CosineAnnealingLR T_max: 20 here, 10 in the checkpoint"),
         ("share", {"milestones": [0.5]}, "scheduler ShareMultiStepLR milestones: [0.5] here, [0.2, 0.6] in the"),
         ("share", {"epochs": 20}, "scheduler ShareMultiStepLR epochs: 20 here, 10 in the checkpoint"),
