@@ -4,42 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.losses.base import Loss
+from kd_lightning.losses.logits import check_logits, check_temperature, kl, standardized
+from kd_lightning.losses.precision import in_float32
 
 
-def check_temperature(temperature: float) -> float:
-    """The temperature, if it is one.
-
-    Raises:
-        ValueError: if it is not > 0 and finite.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    if temperature == float("inf"):
-        raise ValueError("temperature must be finite, got inf")
-    return temperature
-
-
-def precise(logits: Tensor) -> Tensor:
-    """The logits in float32 at least."""
-    return logits.float() if logits.dtype.itemsize < 4 else logits
-
-
-def standardized(logits: Tensor) -> Tensor:
-    """Logits ``[N, C]`` z-scored per sample, (z - mean) / (1e-7 + std), with the unbiased standard deviation.
-
-    Computed in float32 at least.
-
-    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, eq. 12.
-
-    Raises:
-        ValueError: for a single class, which has no deviation.
-    """
-    if logits.shape[1] < 2:
-        raise ValueError(f"standardize needs at least 2 classes, got logits of shape {tuple(logits.shape)}")
-    logits = precise(logits)
-    return (logits - logits.mean(dim=1, keepdim=True)) / (1e-7 + logits.std(dim=1, keepdim=True))
-
-
+@in_float32
 def soft_target(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL(p_t || p_s), summed over classes, mean over the batch, p = softmax(z / T).
 
@@ -57,15 +26,11 @@ def soft_target(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> T
     Raises:
         ValueError: if the two have different shapes, for instance different numbers of classes, or T is not > 0.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student and teacher must have logits of one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
+    check_logits(student, teacher)
     check_temperature(temperature)
-    student, teacher = precise(student), precise(teacher)
     log_p_s = F.log_softmax(student / temperature, dim=1)
     log_p_t = F.log_softmax(teacher / temperature, dim=1)
-    return F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True) * temperature**2
+    return kl(log_p_s, log_p_t) * temperature**2
 
 
 def distillation_loss(
@@ -93,12 +58,15 @@ def distillation_loss(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    kl = soft_target(student_logits, teacher_logits.detach(), T)
-    return alpha * kl + (1 - alpha) * F.cross_entropy(student_logits, labels)
+    soft = soft_target(student_logits, teacher_logits.detach(), T)
+    return alpha * soft + (1 - alpha) * F.cross_entropy(student_logits, labels)
 
 
 class SoftTarget(Loss):
-    """`soft_target` of the logits, optionally standardized.
+    """T^2 KL(p_t || p_s), summed over classes, mean over the batch, p = softmax(z / T).
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, sec. 2; for ``standardize`` Sun
+    et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
 
     Args:
         temperature: T > 0; 4 in the standard CIFAR-100 protocol, 1 on ImageNet, 2 as the base of logit standardization.

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses import CrossEntropy, HardLabel, Loss, Shapes, SoftTarget
-from kd_lightning.losses.base import NEEDS
+from kd_lightning.losses.base import NEEDS, OF_THE_BATCH, OF_THE_RUN
 
 LOSSES = [CrossEntropy, HardLabel, SoftTarget]
 
@@ -21,7 +21,9 @@ class Adapted(Loss):
 
 
 def test_what_a_loss_may_ask_for() -> None:
-    assert frozenset({"index", "number", "epoch"}) == NEEDS
+    assert frozenset({"index", "number", "epoch"}) == OF_THE_BATCH
+    assert frozenset({"train_targets", "teacher_classifier", "student_classifier", "teacher_norms"}) == OF_THE_RUN
+    assert OF_THE_BATCH | OF_THE_RUN == NEEDS
 
 
 def test_a_loss_asks_for_nothing_and_taps_the_logits_unless_it_says_so() -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.losses import CrossEntropy, SoftTarget, distillation_loss, soft_target
-from kd_lightning.losses.soft_target import standardized
+from kd_lightning.losses.logits import standardized
 
 LN3 = math.log(3)
 NO_TARGET = torch.zeros(0, dtype=torch.int64)
