@@ -91,6 +91,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a view."""
 
+    @property
+    @abstractmethod
+    def train_targets(self) -> Tensor:
+        """Class indices of the full training set by row, int64 ``[M]``; known after `setup`."""
+
     @abstractmethod
     def rows(self, split: Split) -> Tensor:
         """Row numbers of the samples of a split, int64, in the full training or test set."""

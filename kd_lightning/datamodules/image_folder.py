@@ -166,6 +166,11 @@ class ImageFolderDataModule(ImageDataModule):
             raise RuntimeError("the image files are not listed yet: call setup first")
         return self._files[split == "test"]
 
+    @property
+    def train_targets(self) -> Tensor:
+        """Class indices of the full training set by row, int64 ``[M]``; known after `setup`."""
+        return self.files("train").labels
+
     def rows(self, split: Split) -> Tensor:
         """Row numbers of the good files of a split, int64, ascending."""
         count = len(self.files(split))

@@ -218,6 +218,11 @@ class InMemoryDataModule(ImageDataModule):
         _, height, width = store.packed.shape
         return store.channels, height, width
 
+    @property
+    def train_targets(self) -> Tensor:
+        """Class indices of the full training set by row, int64 ``[M]``; known after `setup`."""
+        return self.store("train", torch.device("cpu")).target
+
     def rows(self, split: Split) -> Tensor:
         """Row numbers of the samples of a split, int64, in the full training or test set."""
         count = len(self.store(split, torch.device("cpu")).target)

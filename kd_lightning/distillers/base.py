@@ -11,15 +11,18 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch, as_batch, check_labels
-from kd_lightning.distillers.criteria import Criteria, Term, reached
-from kd_lightning.distillers.data_facts import classes_of, views_of
+from kd_lightning.distillers.criteria import Criteria, Term
+from kd_lightning.distillers.data_facts import classes_of, train_targets_of, views_of
 from kd_lightning.distillers.learning_rate import StretchedToTraining
 from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.metrics import Evaluation
 from kd_lightning.distillers.nonfinite import stop_if_not_finite
 from kd_lightning.distillers.optimizing import Decayed, check_unchanged, parameter_groups
+from kd_lightning.distillers.tap_table import tap_table
+from kd_lightning.distillers.unreached import Unreached
 from kd_lightning.models import Network, NetworkLike, Outputs, Views
-from kd_lightning.models.taps import install, probe, tapped
+from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
+from kd_lightning.models.taps import LOGITS, tapped
 from kd_lightning.models.weights import matched
 from kd_lightning.seeds import hashed, run_seed
 
@@ -64,7 +67,7 @@ class Distiller(pl.LightningModule, ABC):
         self.student: nn.Module | None = None
         self.meter = TermMeter([*criteria, "loss"])
         self.rate = 0.0  # of the last step; at the end of an epoch the schedule has already moved on
-        self._unreached: dict[tuple[str, ...], list[nn.Parameter]] = {}
+        self._unreached = Unreached()
         self._restored: dict[str, Any] | None = None
 
     # What a scheme says
@@ -75,8 +78,8 @@ class Distiller(pl.LightningModule, ABC):
         """Whether somebody answers beside the student in the test."""
 
     @abstractmethod
-    def prepare(self, num_classes: int, views: Views) -> dict[str, tuple[int, ...]]:
-        """Set up whoever answers beside the student; the shapes of its taps."""
+    def prepare(self, num_classes: int, views: Views) -> TapPlan | None:
+        """Set up whoever answers beside the student; where its taps are, None if there is nobody."""
 
     @abstractmethod
     def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
@@ -105,14 +108,35 @@ class Distiller(pl.LightningModule, ABC):
         else:
             self.student = recipe
         self.student.to(memory_format=self.memory_format)
-        install(self.student, self.criteria.student_taps())
-        shapes = probe(self.student, self.criteria.student_taps(), views.image_shape)
-        if shapes["logits"][1] != num_classes:
-            raise ValueError(f"the student has {shapes['logits'][1]} classes, the data {num_classes}")
-        self.criteria.build(shapes, self.prepare(num_classes, views))
+        self._image_shape = views.image_shape
+        self._plan = plan(self.student, self.criteria.student_taps(), views.image_shape)
+        self._submodules = self._plan.submodules()
+        if (classes := several(self._plan.shapes[LOGITS])[0][1]) != num_classes:
+            raise ValueError(f"the student has {classes} classes, the data {num_classes}")
+        self._teacher_plan = self.prepare(num_classes, views)
+        self.criteria.build(self._plan, self._teacher_plan)
         self.num_classes = num_classes
         self.val_metrics = Evaluation(num_classes, teacher=False, full=False)
         self.test_metrics = Evaluation(num_classes, teacher=self.has_teacher, full=True)
+
+    def fact(self, need: str, term: Term) -> object:
+        """What a loss needs to know of the run; a scheme adds what it knows of the teacher.
+
+        Raises:
+            ValueError: if it is not known.
+        """
+        if need == "student_classifier":
+            return classifier_of(self._student(), self._image_shape)
+        if need == "train_targets":
+            return train_targets_of(self.trainer)
+        raise ValueError(f"the loss needs {need}, but {type(self).__name__} has no teacher that knows it")
+
+    def on_fit_start(self) -> None:
+        """Tell the losses what they need to know, and show what is matched with what."""
+        self.criteria.inform(self.fact)
+        rank_zero_info(tap_table(self.criteria, self._plan, self._teacher_plan))
+        for notice in self.criteria.notices():
+            rank_zero_info(notice)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for the student and the adapters."""
@@ -170,12 +194,14 @@ class Distiller(pl.LightningModule, ABC):
         stop_if_not_finite(loss, values, batch, self)
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
-        return self._tied(loss, tuple(values)) * self._share(len(batch))
+        key = (epoch, tuple(values))  # what a loss reaches may change from epoch to epoch
+        trained = [*self._student().parameters(), *self.criteria.parameters()]
+        return self._unreached.tied(loss, key, trained, self.trainer.world_size) * self._share(len(batch))
 
     def _answer(self, image: Tensor) -> Outputs:
-        with tapped(self._student(), self.criteria.student_taps()) as taps:
+        with tapped(self._student(), self._submodules) as taps:
             logits = self(image)
-        return Outputs(logits, taps)
+        return Outputs(logits, self._plan.picked(taps))
 
     def _share(self, samples: int) -> float | Tensor:
         """Ranks are averaged by DDP; with this factor, the average is over samples also when ranks differ in number."""
@@ -188,21 +214,9 @@ class Distiller(pl.LightningModule, ABC):
         reduced = self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
         return cast(Tensor, reduced)
 
-    def _tied(self, loss: Tensor, active: tuple[str, ...]) -> Tensor:
-        """The loss, with a zero tie to parameters that no active term reaches, so that DDP waits for nobody."""
-        if active not in self._unreached:
-            leaves = reached(loss)
-            trained = [*self._student().parameters(), *self.criteria.parameters()]
-            self._unreached[active] = [p for p in trained if p.requires_grad and p not in leaves]
-        self._now_unreached = self._unreached[active]
-        if self.trainer.world_size == 1:
-            return loss
-        return loss + sum((0.0 * parameter.sum() for parameter in self._now_unreached), torch.zeros_like(loss))
-
     def on_after_backward(self) -> None:
         """A parameter that no active term reaches has no gradient, so weight decay and momentum leave it alone."""
-        for parameter in self._now_unreached:
-            parameter.grad = None
+        self._unreached.release()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of the terms every ``log_every_n_steps``."""

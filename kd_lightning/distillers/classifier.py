@@ -55,9 +55,8 @@ class Classifier(Distiller):
         """Nobody teaches."""
         return False
 
-    def prepare(self, num_classes: int, views: Views) -> dict[str, tuple[int, ...]]:
+    def prepare(self, num_classes: int, views: Views) -> None:
         """Nobody to set up."""
-        return {}
 
     def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
         """Nobody answers."""

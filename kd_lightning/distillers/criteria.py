@@ -1,20 +1,20 @@
 """Criteria: named, weighted terms; the YAML is the formula."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.schedules import Constant, Schedule
-from kd_lightning.losses.base import NEEDS, Loss
+from kd_lightning.losses.base import NEEDS, OF_THE_RUN, Loss, Shapes
+from kd_lightning.models import Outputs
+from kd_lightning.models.tap_plan import TapPlan, several
 from kd_lightning.models.taps import LOGITS
-from kd_lightning.models.teacher import Outputs
+from kd_lightning.seeds import run_seed, seeded
 
 DEFAULT = "default"
-Shape = tuple[int, ...]
 
 
 @dataclass
@@ -24,7 +24,9 @@ class Term:
     Args:
         loss: A `Loss`, or any module with ``forward(student, teacher, target)`` that returns a scalar.
         weight: A number, or a `Schedule` over the epochs. A term that weighs 0 now is not computed.
-        student: Tap or taps of the student; ``default`` is what the loss states, logits for a plain module.
+        student: Tap or taps of the student: ``stages``, ``stage:2``, ``last_stage``, ``stem+stages``, ``embedding``,
+            ``last_map``, ``attention``, ``logits``, or names of submodules; ``default`` is what the loss states, logits
+            for a plain module.
         teacher: Tap or taps of the teacher; null where no teacher is asked.
         view: The view of the batch that both look at.
     """
@@ -49,14 +51,28 @@ class Term:
             teacher_default if self.teacher == DEFAULT else self.teacher,
         )
 
+    def student_taps(self) -> list[str]:
+        """Names of the student's taps."""
+        return _names(self.taps()[0])
+
+    def teacher_taps(self) -> list[str]:
+        """Names of the teacher's taps; empty where no teacher is asked."""
+        return _names(self.taps()[1])
+
 
 def _names(taps: str | Sequence[str] | None) -> list[str]:
     return [] if taps is None else [taps] if isinstance(taps, str) else list(taps)
 
 
 def _picked(outputs: Outputs, taps: str | Sequence[str]) -> Tensor | list[Tensor]:
-    values = [outputs.logits if name == LOGITS else outputs.taps[name] for name in _names(taps)]
-    return values[0] if isinstance(taps, str) else values
+    if isinstance(taps, str):
+        return outputs.logits if taps == LOGITS else outputs.taps[taps]
+    return [value for name in taps for value in several(_picked(outputs, name))]
+
+
+def shapes_of(plan: TapPlan | None, taps: Sequence[str]) -> Shapes:
+    """Shapes of the parts of a term's taps, in order."""
+    return [] if plan is None else [shape for name in taps for shape in several(plan.shapes[name])]
 
 
 class Criteria(nn.Module):
@@ -82,6 +98,7 @@ class Criteria(nn.Module):
                 )
         self.terms = dict(terms)
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
+        self._facts: dict[str, dict[str, object]] = {}
 
     @staticmethod
     def _needs(term: Term) -> frozenset[str]:
@@ -93,22 +110,54 @@ class Criteria(nn.Module):
 
     def student_taps(self) -> list[str]:
         """Names of all taps of the student."""
-        return sorted({name for term in self.terms.values() for name in _names(term.taps()[0])})
+        return sorted({name for term in self.terms.values() for name in term.student_taps()})
 
     def teacher_taps(self) -> list[str]:
         """Names of all taps of the teacher; empty if no term asks it."""
-        return sorted({name for term in self.terms.values() for name in _names(term.taps()[1])})
+        return sorted({name for term in self.terms.values() for name in term.teacher_taps()})
 
     def views(self) -> set[str]:
         """Names of the views that are looked at."""
         return {term.view for term in self.terms.values()}
 
-    def build(self, student: Mapping[str, Shape], teacher: Mapping[str, Shape]) -> None:
-        """Tell every loss the shapes of its taps."""
-        for term in self.terms.values():
-            taps, teacher_taps = term.taps()
-            if isinstance(term.loss, Loss):
-                term.loss.build([student[n] for n in _names(taps)], [teacher[n] for n in _names(teacher_taps)])
+    def build(self, student: TapPlan, teacher: TapPlan | None) -> None:
+        """Tell every loss the shapes of its taps; its adapters start from (seed, name of the term).
+
+        Raises:
+            ValueError: if a loss cannot match these shapes.
+        """
+        for name, term in self.terms.items():
+            if not isinstance(term.loss, Loss):
+                continue
+            try:
+                with seeded(run_seed(), "adapters", name):
+                    term.loss.build(shapes_of(student, term.student_taps()), shapes_of(teacher, term.teacher_taps()))
+            except ValueError as error:
+                raise ValueError(f"criteria.{name}: {error}") from error
+
+    def inform(self, fact: Callable[[str, Term], object]) -> None:
+        """Tell every loss what it needs to know of the run.
+
+        Args:
+            fact: From a need and the term that has it.
+
+        Raises:
+            ValueError: if nobody knows it.
+        """
+        for name, term in self.terms.items():
+            try:
+                self._facts[name] = {need: fact(need, term) for need in sorted(self._needs(term) & OF_THE_RUN)}
+            except ValueError as error:
+                raise ValueError(f"criteria.{name}: {error}") from error
+
+    def notices(self) -> list[str]:
+        """What a user should know before the training, by the losses that know the training set."""
+        found = []
+        for name, facts in self._facts.items():
+            loss, targets = self.terms[name].loss, facts.get("train_targets")
+            if isinstance(loss, Loss) and isinstance(targets, Tensor) and (text := loss.notice(len(targets))):
+                found.append(f"criteria.{name}: {text}")
+        return found
 
     def active(self, epoch: int) -> dict[str, float]:
         """Weights that are not 0 in an epoch, by the name of the term."""
@@ -117,7 +166,7 @@ class Criteria(nn.Module):
 
     def asks_teacher(self, epoch: int) -> set[str]:
         """Views on which some term that is active in an epoch asks the teacher."""
-        return {self.terms[name].view for name in self.active(epoch) if _names(self.terms[name].taps()[1])}
+        return {self.terms[name].view for name in self.active(epoch) if self.terms[name].teacher_taps()}
 
     def forward(
         self,
@@ -146,7 +195,8 @@ class Criteria(nn.Module):
         for name, weight in active.items():
             term = self.terms[name]
             taps, teacher_taps = term.taps()
-            needed = {need: given[need] for need in sorted(self._needs(term))}
+            of_the_batch = {need: given[need] for need in sorted(self._needs(term) & given.keys())}
+            needed = of_the_batch | self._facts.get(name, {})
             if missing := [need for need, value in needed.items() if value is None]:
                 raise ValueError(f"criteria.{name}: the loss needs {missing}, which this DataLoader does not give")
             told = None if teacher_taps is None else _picked(teacher[term.view], teacher_taps)
@@ -156,19 +206,3 @@ class Criteria(nn.Module):
             values[name] = value.detach()
             total = weight * value if total is None else total + weight * value
         return cast(Tensor, total), values
-
-
-def reached(loss: Tensor) -> set[Tensor]:
-    """The leaf tensors that a scalar's graph leads to, those that ``backward`` would give a gradient."""
-    leaves: set[Tensor] = set()
-    seen: set[torch.autograd.graph.Node] = set()
-    open_nodes = [loss.grad_fn] if loss.grad_fn is not None else []
-    while open_nodes:
-        node = open_nodes.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if isinstance(variable := getattr(node, "variable", None), Tensor):
-            leaves.add(variable)
-        open_nodes += [following for following, _ in node.next_functions if following is not None]
-    return leaves

@@ -3,6 +3,7 @@
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from kd_lightning.batch import as_batch
 from kd_lightning.models import Views
@@ -32,6 +33,29 @@ class KnowsViews(Protocol):
     @property
     def std(self) -> tuple[float, ...]:
         """Of each channel, in units of [0, 1]."""
+
+
+@runtime_checkable
+class KnowsTrainTargets(Protocol):
+    """A data module that says the class of every training sample."""
+
+    @property
+    def train_targets(self) -> Tensor:
+        """Class indices of the full training set by row, int64 ``[M]``; known after ``setup``."""
+
+
+def train_targets_of(trainer: pl.Trainer) -> Tensor:
+    """The class of every sample of the full training set, int64 ``[M]``.
+
+    Raises:
+        ValueError: if the data module does not say it.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if not isinstance(data, KnowsTrainTargets):
+        raise ValueError(
+            "the loss needs train_targets, the classes of all training samples: use a datamodule that has them"
+        )
+    return data.train_targets
 
 
 def classes_of(trainer: pl.Trainer, stated: int | None) -> int:

@@ -13,7 +13,7 @@ from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Term
 from kd_lightning.distillers.examination import examine, judge
 from kd_lightning.distillers.optimizing import Decayed
-from kd_lightning.models import NetworkLike, Outputs, Teacher, Views
+from kd_lightning.models import NetworkLike, Outputs, TapPlan, Teacher, Views
 
 
 class OfflineDistiller(Distiller):
@@ -57,14 +57,27 @@ class OfflineDistiller(Distiller):
         """The teacher answers in the test too."""
         return True
 
-    def prepare(self, num_classes: int, views: Views) -> dict[str, tuple[int, ...]]:
+    def prepare(self, num_classes: int, views: Views) -> TapPlan:
         """Set up the teacher with the taps that the criteria ask for."""
         self.teacher.setup(num_classes, views, self.criteria.teacher_taps())
-        return self.teacher.shapes()
+        return self.teacher.plan()
+
+    def fact(self, need: str, term: Term) -> object:
+        """What a loss needs to know of the teacher, or of the run.
+
+        Raises:
+            ValueError: if it is not known.
+        """
+        if need == "teacher_classifier":
+            return self.teacher.classifier()
+        if need == "teacher_norms":
+            return [norm for tap in term.teacher_taps() for norm in self.teacher.norms(tap)]
+        return super().fact(need, term)
 
     def on_fit_start(self) -> None:
-        """Bring the teacher to the student's device."""
+        """Bring the teacher to the student's device, and tell the losses what they need to know."""
         self.teacher.to(self.device)
+        super().on_fit_start()
 
     def on_test_start(self) -> None:
         """Bring the teacher to the student's device."""

@@ -27,7 +27,7 @@ def attention_transfer(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor
     Args:
         student: Maps ``[N, C, H, W]``.
         teacher: Maps ``[N, C', H', W']``.
-        p: Exponent, > 0.
+        p: Exponent, a whole number >= 1.
 
     Raises:
         ValueError: if one is not a map.
@@ -46,7 +46,7 @@ class AttentionTransfer(Loss):
     exponent of the protocol of Tian et al., ICLR 2020.
 
     Args:
-        p: Exponent, > 0.
+        p: Exponent, a whole number >= 1.
     """
 
     student_tap: ClassVar[Taps] = "stages"
@@ -54,8 +54,8 @@ class AttentionTransfer(Loss):
 
     def __init__(self, p: float = 2) -> None:
         super().__init__()
-        if not 0 < p < float("inf"):
-            raise ValueError(f"p must be > 0 and finite, got {p}")
+        if p < 1 or not float(p).is_integer():  # other powers of zero or negative values have no finite gradient
+            raise ValueError(f"p must be a whole number >= 1, got {p}")
         self.p = p
 
     def forward(self, student: Features, teacher: Features, target: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from kd_lightning.losses.precision import in_float32
 def neighbours(feature: Tensor) -> Tensor:
     """Probabilities ``[N, N]``, rows that sum to 1: (cos + 1) / 2 of flattened features, row-normalised."""
     rows = unit(feature.flatten(1))
-    affinity = (rows @ rows.T + 1) / 2
+    affinity = ((rows @ rows.T + 1) / 2).clamp_min(0)  # rounding leaves cosines a little below -1
     return affinity / affinity.sum(dim=1, keepdim=True)
 
 

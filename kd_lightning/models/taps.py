@@ -4,16 +4,36 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.models.token_maps import to_map, to_tokens
+
 LOGITS = "logits"
-INPUT = ":in"
+SHAPED = {"map": to_map, "tokens": to_tokens}
 LISTED = 40
 
 _active: ContextVar[dict[tuple[int, bool], list[object]] | None] = ContextVar("taps", default=None)
+
+
+@runtime_checkable
+class CanFuse(Protocol):
+    """Attention of timm, which computes its probabilities where ``fused_attn`` is False only."""
+
+    fused_attn: bool
+    attn_drop: nn.Module
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tap listens, and what is made of what it hears."""
+
+    module: str
+    is_input: bool
+    shapes: tuple[str, ...]
 
 
 class TapHook:
@@ -29,14 +49,34 @@ class TapHook:
                 heard[key].append(value)
 
 
+def place(name: str) -> Place:
+    """The place of a tap's name, ``submodule[:in][:probabilities][:map|:tokens]``.
+
+    Raises:
+        ValueError: if there is another suffix.
+    """
+    module, *suffixes = name.split(":")
+    is_input = "in" in suffixes or "probabilities" in suffixes
+    if unknown := set(suffixes) - {"in", "probabilities", *SHAPED}:
+        raise ValueError(
+            f"tap {name!r}: a submodule's name may be followed by :in, :probabilities, :map or :tokens, "
+            f"got :{', :'.join(sorted(unknown))}"
+        )
+    if "probabilities" in suffixes:
+        module += ".attn_drop"
+    return Place(module, is_input, tuple(suffix for suffix in suffixes if suffix in SHAPED))
+
+
 def install(network: nn.Module, names: Sequence[str]) -> None:
     """Prepare taps by name, before the network is compiled or first run under `tapped`.
 
-    In-place activations of the network are switched off, since one would overwrite the tap in front of it.
+    In-place activations of the network are switched off, since one would overwrite the tap in front of it; fused
+    attention is switched off where its probabilities are tapped.
 
     Args:
         network: Any network.
-        names: Names of submodules (``layer2``: its output, ``layer2:in``: its input), or ``logits``.
+        names: ``layer2``: the submodule's output; ``layer2:in``: its input; ``blocks.3.attn:probabilities``: attention
+            of timm, ``[N, heads, L, L]``; either followed by ``:map`` or ``:tokens`` (see `to_map`); or ``logits``.
 
     Raises:
         ValueError: if there is no submodule of that name, with what there is, nearest first.
@@ -44,7 +84,12 @@ def install(network: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if name == LOGITS:
             continue
-        module = _submodule(network, name)
+        if ":probabilities" in name:
+            attention = _submodule(network, name.partition(":")[0], name)
+            if not isinstance(attention, CanFuse):
+                raise ValueError(f"tap {name!r}: {type(attention).__name__} is no attention of timm, with attn_drop")
+            attention.fused_attn = False
+        module = _submodule(network, place(name).module, name)
         if not any(isinstance(hook, TapHook) for hook in module._forward_hooks.values()):
             module.register_forward_hook(TapHook())
         for activation in network.modules():
@@ -52,16 +97,18 @@ def install(network: nn.Module, names: Sequence[str]) -> None:
                 activation.inplace = False  # type: ignore[assignment]
 
 
-def _submodule(network: nn.Module, name: str) -> nn.Module:
-    modules: dict[str, nn.Module] = {found: module for found, module in network.named_modules() if found}
-    wanted = name.removesuffix(INPUT)
-    if wanted in modules:
-        return modules[wanted]
+def _submodule(network: nn.Module, wanted: str, tap: str) -> nn.Module:
+    try:
+        if wanted:
+            return network.get_submodule(wanted)
+    except AttributeError:
+        pass
+    modules = [found for found, _ in network.named_modules() if found]
     near = difflib.get_close_matches(wanted, modules, n=LISTED, cutoff=0.4)
     ordered = near + [found for found in modules if found not in near]
     more = f", and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
     raise ValueError(
-        f"tap {name!r}: {type(network).__name__} has no such submodule; it has, nearest first: "
+        f"tap {tap!r}: {type(network).__name__} has no such submodule; it has, nearest first: "
         f"{', '.join(ordered[:LISTED])}{more}; or take {LOGITS!r}"
     )
 
@@ -77,7 +124,8 @@ def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     Raises:
         ValueError: on leaving, if a tapped submodule did not run, ran twice, or gave something else than a Tensor.
     """
-    wanted = {name: (id(_submodule(network, name)), name.endswith(INPUT)) for name in names if name != LOGITS}
+    places = {name: place(name) for name in names if name != LOGITS}
+    wanted = {name: (id(_submodule(network, at.module, name)), at.is_input) for name, at in places.items()}
     heard: dict[tuple[int, bool], list[object]] = {key: [] for key in wanted.values()}
     taps: dict[str, Tensor] = {}
     token = _active.set(heard)
@@ -93,21 +141,30 @@ def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
         value = heard[key][0]
         if not isinstance(value, Tensor):
             raise ValueError(f"tap {name!r} gives a {type(value).__name__}, not a Tensor: name a submodule inside it")
+        for shape in places[name].shapes:
+            value = SHAPED[shape](value, network)
         taps[name] = value
 
 
-@torch.no_grad()
-def probe(network: nn.Module, names: Sequence[str], image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes ``[2, ...]`` of the taps and of ``logits`` for images ``[2, *image_shape]``; the network is unchanged."""
+@contextmanager
+def at_rest(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode and no gradient is kept; its modes and torch's generators come back after."""
     training = {module: module.training for module in network.modules()}
-    parameter = next(network.parameters(), torch.empty(0))
-    install(network, names)
+    network.eval()
     try:
-        with torch.random.fork_rng(), tapped(network.eval(), names) as taps:
-            logits = network(torch.zeros(2, *image_shape, device=parameter.device, dtype=parameter.dtype))
+        with torch.no_grad(), torch.random.fork_rng():
+            yield
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def probe(network: nn.Module, names: Sequence[str], image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes ``[2, ...]`` of the taps and of ``logits`` for images ``[2, *image_shape]``; the network is unchanged."""
+    parameter = next(network.parameters(), torch.empty(0))
+    install(network, names)
+    with at_rest(network), tapped(network, names) as taps:
+        logits = network(torch.zeros(2, *image_shape, device=parameter.device, dtype=parameter.dtype))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{type(network).__name__} must return logits [N, C], got {shape}")

@@ -1,7 +1,7 @@
 """Teachers: what a student learns from. The plain one is a frozen network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
+from kd_lightning.models.anatomy import norm_before
 from kd_lightning.models.network import Network, NetworkLike
-from kd_lightning.models.taps import LOGITS, install, probe, tapped
+from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
+from kd_lightning.models.taps import LOGITS, tapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Outputs(NamedTuple):
-    """What a network answers: ``logits`` ``[N, C]`` and its taps by name."""
+    """What a network answers: ``logits`` ``[N, C]``, and its taps as they were asked for (plural ones as lists)."""
 
     logits: Tensor
-    taps: dict[str, Tensor]
+    taps: dict[str, Tensor | list[Tensor]]
 
 
 class Views(NamedTuple):
@@ -79,12 +81,32 @@ class Teacher(ABC):
         """Move to the device of the batches."""
 
     @abstractmethod
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes ``[2, ...]`` of the taps and of ``logits``; known after `setup`."""
+    def plan(self) -> TapPlan:
+        """Where the taps are, and the shapes of them and of ``logits``; known after `setup`."""
 
     @abstractmethod
     def __call__(self, batch: Batch, view: str = "default") -> Outputs:
         """Logits and taps for a view of the batch, without gradient."""
+
+    def classifier(self) -> Callable[[Tensor], Tensor]:
+        """A function from its embeddings ``[..., D]`` to its logits ``[..., C]``; gradients pass to the embeddings.
+
+        Raises:
+            ValueError: if there is none, as for an ensemble.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} has no single classifier that a loss could use: take a FrozenTeacher"
+        )
+
+    def norms(self, tap: str) -> list[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation ``[C]`` of a tap's channels by the batch normalisation in front, for each part.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} has no batch normalisation that a loss could ask for: take a FrozenTeacher"
+        )
 
 
 class InputAdapter:
@@ -154,7 +176,6 @@ class FrozenTeacher(Teacher):
         self.dtype = DTYPES[dtype] if dtype is not None else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network: nn.Module | None = None
-        self.taps: Sequence[str] = ()
 
     def setup(self, num_classes: int, views: Views, taps: Sequence[str]) -> None:
         """Build the network, freeze it, and prepare its taps.
@@ -172,29 +193,57 @@ class FrozenTeacher(Teacher):
         self.adapter = InputAdapter(views, normalisation, size)
         self.network = network.requires_grad_(False).eval().to(dtype=self.dtype)
         self.network.to(memory_format=self.memory_format)
-        self.taps = [name for name in taps if name != LOGITS]
-        install(self.network, self.taps)
         side = views.image_shape[1:] if size is None else (size, size)
-        self._shapes = probe(self.network, self.taps, (views.image_shape[0], *side))
-        if self._shapes[LOGITS][1] != num_classes:
-            raise ValueError(f"the teacher has {self._shapes[LOGITS][1]} classes, the data {num_classes}")
+        self._image_shape = (views.image_shape[0], *side)
+        self._plan = plan(self.network, taps, self._image_shape)
+        self._submodules = self._plan.submodules()
+        classes = several(self._plan.shapes[LOGITS])[0][1]
+        if classes != num_classes:
+            raise ValueError(f"the teacher has {classes} classes, the data {num_classes}")
 
     def to(self, device: torch.device) -> None:
         """Move the network to a device."""
         if self.network is not None:
             self.network.to(device)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes ``[2, ...]`` of the taps and of ``logits``."""
-        return self._shapes
+    def plan(self) -> TapPlan:
+        """Where the taps are, and the shapes of them and of ``logits``; known after `setup`."""
+        return self._plan
+
+    def classifier(self) -> Callable[[Tensor], Tensor]:
+        """The network's classifier, fixed, as a function from ``[..., D]`` to ``[..., C]``.
+
+        Raises:
+            ValueError: if the network does not say which of its submodules it is.
+        """
+        head = classifier_of(self._ready(), self._image_shape)
+
+        def classify(embedding: Tensor) -> Tensor:
+            logits: Tensor = head(embedding.to(next(head.parameters(), embedding).dtype))
+            return logits
+
+        return classify
+
+    def norms(self, tap: str) -> list[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation ``[C]`` of a tap's channels by the batch normalisation in front, for each part.
+
+        Raises:
+            ValueError: if there is none in front of one.
+        """
+        found = [norm_before(self._ready(), name) for name in several(self._plan.names[tap])]
+        return [(norm.bias.detach().float(), norm.weight.detach().float().abs()) for norm in found]
 
     @torch.no_grad()
     def __call__(self, batch: Batch, view: str = "default") -> Outputs:
         """Logits and taps, float32 unless the run's precision or ``dtype`` is lower."""
+        network = self._ready()
+        image = self.adapter(batch.images[view]).to(dtype=self.dtype, memory_format=self.memory_format)
+        network.to(image.dtype)  # follows a run in float64 or in true half precision; nothing otherwise
+        with tapped(network.eval(), self._submodules) as taps:
+            logits = network(image)
+        return Outputs(logits, self._plan.picked(taps))
+
+    def _ready(self) -> nn.Module:
         if self.network is None:
             raise RuntimeError("setup must be called before a teacher answers")
-        image = self.adapter(batch.images[view]).to(dtype=self.dtype, memory_format=self.memory_format)
-        self.network.to(image.dtype)  # follows a run in float64 or in true half precision; nothing otherwise
-        with tapped(self.network.eval(), self.taps) as taps:
-            logits = self.network(image)
-        return Outputs(logits, taps)
+        return self.network

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers import Criteria, Term, Window
-from kd_lightning.distillers.criteria import reached
+from kd_lightning.distillers.unreached import reached
 from kd_lightning.losses import CrossEntropy, Loss, SoftTarget
 from kd_lightning.losses.base import Shapes
-from kd_lightning.models import Outputs
+from kd_lightning.models import Outputs, TapPlan
 
 STUDENT = torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 3.0]])
 TEACHER = torch.tensor([[0.0, 4.0, 1.0], [1.0, 1.0, 1.0]])
@@ -165,7 +165,8 @@ def test_one_tap_gives_a_tensor_and_several_give_lists_in_their_order() -> None:
 def test_losses_are_told_the_shapes_of_their_taps() -> None:
     loss, alone = Heard(), Heard()
     criteria = Criteria({"x": Term(loss, student=["b", "a"], teacher="c"), "y": Term(alone, teacher=None)})
-    criteria.build({"a": (2, 3), "b": (2, 5, 4, 4), "logits": (2, 10)}, {"c": (2, 7), "logits": (2, 10)})
+    student = TapPlan({"a": "a", "b": "b"}, {"a": (2, 3), "b": (2, 5, 4, 4), "logits": (2, 10)})
+    criteria.build(student, TapPlan({"c": "c"}, {"c": (2, 7), "logits": (2, 10)}))
     assert loss.shapes == ([(2, 5, 4, 4), (2, 3)], [(2, 7)])
     assert alone.shapes == ([(2, 10)], [])
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.examination import examine, judge
-from kd_lightning.models import Outputs, Teacher, TeacherCheck, Views
+from kd_lightning.models import Outputs, TapPlan, Teacher, TeacherCheck, Views
 
 
 class Reader(Teacher):
@@ -22,8 +22,8 @@ class Reader(Teacher):
     def to(self, device: torch.device) -> None:
         pass
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"logits": (2, 10)}
+    def plan(self) -> TapPlan:
+        return TapPlan({}, {"logits": (2, 10)})
 
     def __call__(self, batch: Batch, view: str = "default") -> Outputs:
         self.asked += 1

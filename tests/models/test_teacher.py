@@ -87,7 +87,7 @@ def test_it_answers_with_logits_and_taps_of_the_weights(tmp_path: Path) -> None:
 
 
 def test_shapes() -> None:
-    assert ready(net(), ("features", "logits")).shapes() == {"features": (2, 4, 8, 8), "logits": (2, 5)}
+    assert ready(net(), ("features", "logits")).plan().shapes == {"features": (2, 4, 8, 8), "logits": (2, 5)}
 
 
 def test_it_stays_in_eval_whatever_its_owner_does() -> None:
@@ -270,5 +270,5 @@ def test_the_teacher_sees_the_images_that_it_was_trained_on(tmp_path: Path) -> N
     network_of(teacher).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     outputs = teacher(batch(), "weak")
     torch.testing.assert_close(seen[0], torch.full((6, 3, 4, 4), 1.75))
-    assert teacher.shapes()["features"] == (2, 4, 4, 4)
+    assert teacher.plan().shapes["features"] == (2, 4, 4, 4)
     assert outputs.taps["features"].shape == (6, 4, 4, 4)
