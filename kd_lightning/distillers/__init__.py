@@ -5,7 +5,7 @@ from kd_lightning.distillers.classifier import Classifier
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.learning_rate import ShareCosineLR, ShareMultiStepLR
 from kd_lightning.distillers.offline import OfflineDistiller
-from kd_lightning.distillers.schedules import Constant, Ramp, Schedule, Window
+from kd_lightning.distillers.schedules import Constant, Piecewise, Ramp, Schedule, Window
 
 __all__ = [
     "Classifier",
@@ -13,6 +13,7 @@ __all__ = [
     "Criteria",
     "Distiller",
     "OfflineDistiller",
+    "Piecewise",
     "Ramp",
     "Schedule",
     "ShareCosineLR",

@@ -1,6 +1,7 @@
 """Schedules: the weight of a term as a function of the epoch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -74,3 +75,30 @@ class Window(Schedule):
     def __call__(self, epoch: int) -> float:
         """The weight in an epoch, counted from 0."""
         return self.weight if epoch >= self.start and (self.end is None or epoch < self.end) else 0.0
+
+
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """One weight after another, each from an epoch on.
+
+    As where a first stage trains what a second one uses, with a weight of its own.
+
+    Args:
+        weights: One more than there are starts.
+        starts: The first epoch of each weight but the first, counted from 0, increasing.
+    """
+
+    weights: Sequence[float]
+    starts: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.starts) + 1:
+            raise ValueError(
+                f"weights must be one more than starts, got {len(self.weights)} weights and {len(self.starts)} starts"
+            )
+        if list(self.starts) != sorted(set(self.starts)) or any(start < 1 for start in self.starts):
+            raise ValueError(f"starts must be increasing epochs >= 1, got {list(self.starts)}")
+
+    def __call__(self, epoch: int) -> float:
+        """The weight in an epoch, counted from 0."""
+        return self.weights[sum(start <= epoch for start in self.starts)]

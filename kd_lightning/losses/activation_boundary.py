@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.adapters import OfOneSize, conv_bn
+from kd_lightning.losses.adapters import connector
 from kd_lightning.losses.base import Features, Loss, Shapes, Taps
 from kd_lightning.losses.features import adapted, check_same, of_one_size, paired
 from kd_lightning.losses.precision import in_float32
@@ -66,9 +66,13 @@ class ActivationBoundary(Loss):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
-        """Make a connector for each tap."""
+        """Make a connector for each tap.
+
+        Raises:
+            ValueError: if a tap is no map.
+        """
         self.connectors = nn.ModuleList(
-            nn.Sequential(OfOneSize((t[2], t[3])), conv_bn(s[1], t[1]))
+            connector(s, t)
             for s, t in zip(student, teacher, strict=False)  # forward says where their numbers differ
         )
 

@@ -36,6 +36,17 @@ def conv_bn(in_chs: int, out_chs: int) -> nn.Sequential:
     return nn.Sequential(conv1x1(in_chs, out_chs), nn.BatchNorm2d(out_chs))
 
 
+def connector(student: Shape, teacher: Shape) -> nn.Sequential:
+    """Average pooling of a larger map, then `conv_bn`, from the shapes of two maps ``[N, C, H, W]``.
+
+    Raises:
+        ValueError: if one is not a map.
+    """
+    if len(student) != 4 or len(teacher) != 4:
+        raise ValueError(f"connectors are for maps [N, C, H, W], got {student} and {teacher}: a tap's :map makes one")
+    return nn.Sequential(OfOneSize((teacher[2], teacher[3])), conv_bn(student[1], teacher[1]))
+
+
 def resizing_conv(student: Shape, teacher: Shape) -> nn.Module:
     """The convolution of the regressor of `conv_bn_relu`, from the sizes of two maps ``[N, C, H, W]``."""
     in_chs, out_chs = student[1], teacher[1]
@@ -63,9 +74,11 @@ def adapter(kind: Adapter, student: Shape, teacher: Shape) -> nn.Module:
     if len(student) != len(teacher):
         raise ValueError(f"student and teacher must both be maps or both be vectors, got {student} and {teacher}")
     if kind == "none":
-        if student[1] != teacher[1]:
+        channels = 1 if len(student) == 4 else -1
+        if student[channels] != teacher[channels]:
             raise ValueError(
-                f"adapter none needs as many channels in both, got {student[1]} and {teacher[1]}: choose another"
+                f"adapter none needs as many channels in both, got {student[channels]} and {teacher[channels]}: "
+                "choose another"
             )
         return nn.Identity()
     if kind == "linear":

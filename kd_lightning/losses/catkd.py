@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_lightning.losses.base import Features, Head, Loss, Taps
 from kd_lightning.losses.features import check_maps, check_same, listed, unit
-from kd_lightning.losses.precision import in_float32
+from kd_lightning.losses.precision import in_float32, precise
 
 
 def class_attention(feature: Tensor, classifier: Head, size: int) -> Tensor:
@@ -18,9 +18,9 @@ def class_attention(feature: Tensor, classifier: Head, size: int) -> Tensor:
         classifier: From ``[..., D]`` to ``[..., C]``.
         size: Side of the pooled map; at most that of the feature.
     """
-    maps = classifier(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
+    maps = classifier(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     sides = (min(size, feature.shape[2]), min(size, feature.shape[3]))
-    return unit(F.adaptive_avg_pool2d(maps, sides).flatten(2))
+    return unit(F.adaptive_avg_pool2d(precise(maps), sides).flatten(2))
 
 
 @in_float32

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.losses.base import Features, Loss, Shapes, Taps
-from kd_lightning.losses.features import check_same, of_one_size, paired
+from kd_lightning.losses.features import check_maps, check_same, of_one_size, paired
 from kd_lightning.losses.precision import in_float32
 
 LEVELS = (4, 2, 1)
@@ -112,6 +112,7 @@ class ReviewKD(Loss):
     def forward(self, student: Features, teacher: Features, target: Tensor) -> Tensor:
         """The loss of maps ``[N, C, H, W]``, from shallow to deep; the labels are not looked at."""
         pairs = [(as_map(s), as_map(t)) for s, t in paired(student, teacher)]
+        check_maps(feature for pair in pairs for feature in pair)
         if not len(self.fusions):
             return torch.stack([hierarchical_context(s, t) for s, t in pairs]).sum()
         values, deeper = [], None

@@ -45,6 +45,8 @@ def regressor(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Sequenti
     """Three 1x1 convolutions with ReLU between; linear maps for vectors; a larger map is average-pooled first."""
     if len(student) != len(teacher):
         raise ValueError(f"student and teacher must both be maps or both be vectors, got {student} and {teacher}")
+    if len(student) not in (2, 4):
+        raise ValueError(f"VID needs maps [N, C, H, W] or vectors [N, D], got {student}: a tap's :map makes a map")
     s, t = student[1], teacher[1]
     if len(student) == 4:
         convs = conv1x1(s, t), nn.ReLU(), conv1x1(t, t), nn.ReLU(), conv1x1(t, t)
