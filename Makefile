@@ -14,11 +14,11 @@ SUITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 CANDIDATES := $(or $(PYTHON),python3.12 python3.11 python3.13 python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install run test test-slow check format clean
+.PHONY: help setup install run test test-slow check format docs bench-losses clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="	" read -r name text; do \
-		printf '  make %-10s %s\n' "$$name" "$$text"; done
+		printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 setup: ## Make .venv and install the package there, if missing or stale (PYTHON=... picks the Python of a new one)
 	@{ $(CURRENT); } || $(MAKE) --no-print-directory install
@@ -62,6 +62,13 @@ check: setup ## Lint, check the format and the types
 format: setup ## Put the code into its format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: setup ## Write docs/losses.md from the docstrings
+	$(BIN)/python docs/losses.py
+
+bench-losses: setup ## Measure what each loss costs, and write it into docs/losses.md
+	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python docs/losses.py
 
 clean: ## Remove caches and build products; .venv, data and runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
 BESIDE = REPOSITORY.parent / "shared" / "data"  # zipped data sets may lie beside the checkout
@@ -70,6 +71,21 @@ def data_root() -> Path:
 def cifar100_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``cifar100/{train,test}/<class>/``: all of CIFAR-100, or the first images of each class."""
     return data_set("cifar100", tmp_path_factory.mktemp("cifar100"), some_of_each_class)
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar100_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``cifar100/{train,test}/<class>/``, one image each: a real one where it is at hand, else noise."""
+    root = tmp_path_factory.mktemp("tiny_cifar100")
+    if (BESIDE / "cifar100.zip").is_file():
+        return data_set("cifar100", root, lambda member: Path(member).stem in ("0", "00", "000", "0000", "00000"))
+    for number in range(100):
+        for split in ("train", "test"):
+            path = root / f"cifar100/{split}/c{number:02}/0.png"
+            path.parent.mkdir(parents=True)
+            noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(path)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from kd_lightning.losses.precision import in_float32, precise
 from kd_lightning.seeds import hashed, run_seed, seeded
 
 EPS = 1e-7
+LOWEST_TEMPERATURE = 0.02  # below, exp(1 / T) summed over a batch leaves float32
 
 
 def negatives_of(index: Tensor, number: Tensor, train_targets: Tensor, count: int, seed: int) -> Tensor:
@@ -111,7 +112,7 @@ class CRD(Loss):
     Args:
         dim: Length of the embeddings, >= 1.
         negatives: K >= 1.
-        temperature: T > 0.
+        temperature: T >= 0.02.
         momentum: Share of the old row when a bank is updated, in [0, 1).
     """
 
@@ -127,14 +128,14 @@ class CRD(Loss):
             raise ValueError(f"dim and negatives must be >= 1, got {dim} and {negatives}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        self.dim, self.negatives, self.momentum = dim, negatives, momentum
-        self.temperature = check_temperature(temperature)
+        if check_temperature(temperature) < LOWEST_TEMPERATURE:
+            raise ValueError(f"temperature must be >= {LOWEST_TEMPERATURE}, got {temperature}: exp(1 / T) overflows")
+        self.dim, self.negatives, self.momentum, self.temperature = dim, negatives, momentum, temperature
         self.student_embedding: nn.Module = nn.Flatten(1)
         self.teacher_embedding: nn.Module = nn.Flatten(1)
         # Of student and teacher, [2, M, dim]. No buffer: DDP would broadcast it at every step.
         self.bank: Tensor | None = None
         self.constants: Tensor | None = None  # Z of both directions
-        self._pending: tuple[Tensor, Tensor] | None = None
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Make a linear embedding of both networks' features."""
@@ -154,7 +155,7 @@ class CRD(Loss):
         number: Tensor,
         train_targets: Tensor,
     ) -> Tensor:
-        """The loss of one feature ``[N, ...]`` of each; in training, the banks are updated before the next one."""
+        """The loss of one feature ``[N, ...]`` of each; in training, the banks take in what was seen."""
         if target.ndim != 1:
             raise ValueError("CRD cannot take mixed targets: its bank has a row for a sample; switch mixing off")
         (s,), (t,) = listed(student), listed(teacher)
@@ -165,16 +166,18 @@ class CRD(Loss):
             [index[:, None], negatives_of(index, number, train_targets, self.negatives, run_seed())], dim=1
         )
         scores = [similarities(a, b, rows) / self.temperature for a, b in ((s, bank[1]), (t, bank[0]))]
-        if self.constants is None:
+        constants = self.constants
+        if constants is None:
             sums = summed(torch.stack([x.exp().sum() for x in scores] + [torch.tensor(float(rows.numel())).to(s)]))
-            self.constants = sums[:2] / sums[2] * len(bank[0])
+            constants = sums[:2] / sums[2] * len(bank[0])
         if self.training:
-            self._pending = gathered(index), torch.stack([gathered(s), gathered(t)])
-        z = self.constants.to(s)
+            self.constants = constants
+            self._update(bank, gathered(index), torch.stack([gathered(s), gathered(t)]))
+        z = constants.to(s)
         return contrast(scores[0], len(bank[0]), z[0]) + contrast(scores[1], len(bank[0]), z[1])
 
     def _ready_bank(self, samples: int, like: Tensor) -> Tensor:
-        """The bank with all updates; a new one is uniform, with rows of a mean squared norm of 1.
+        """The bank; a new one is uniform, with rows of a mean squared norm of 1.
 
         Raises:
             ValueError: if it is of another data set.
@@ -188,29 +191,26 @@ class CRD(Loss):
                 f"{(samples, like.shape[1])}"
             )
         self.bank = self.bank.to(like)
-        self._update()
         return self.bank
 
-    def _update(self) -> None:
-        """Take in what the last step saw. It waits until then, because the step's graph still holds the bank."""
-        if self._pending is None or self.bank is None:
-            return
-        index, seen = self._pending
-        self._pending = None
+    def _update(self, bank: Tensor, index: Tensor, seen: Tensor) -> None:
+        """Take in what was seen, ``[2, N, dim]``; of a sample that was seen twice, the last.
+
+        Not in place: the graph of the step still holds the old bank.
+        """
         rows, inverse = torch.unique(index, return_inverse=True)
         last = torch.zeros_like(rows).scatter_reduce(0, inverse, torch.arange(len(index)).to(rows), "amax")
-        self.bank[:, rows] = unit(self.momentum * self.bank[:, rows] + (1 - self.momentum) * seen[:, last])
+        updated = unit(self.momentum * bank[:, rows] + (1 - self.momentum) * seen[:, last])
+        self.bank = bank.index_copy(1, rows, updated)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Banks and constants, where there are some yet."""
-        self._update()
         kept = {"bank": self.bank, "constants": self.constants}
         return {name: value for name, value in kept.items() if value is not None}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Take them up; what was seen since is forgotten."""
-        self._pending = None
-        self.bank, self.constants = (state[name].clone() if name in state else None for name in ("bank", "constants"))
+        """Take them up."""
+        self.bank, self.constants = state.get("bank"), state.get("constants")
 
 
 class InBatchCRD(Loss):

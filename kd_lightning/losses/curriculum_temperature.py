@@ -55,7 +55,7 @@ class CurriculumTemperature(Loss):
 
     def __init__(self, loss: Loss, epochs: int = 10, lowest: float = 1.0, span: float = 20.0) -> None:
         super().__init__()
-        if not isinstance(loss, HasTemperature):
+        if not isinstance(loss, HasTemperature) or callable(loss.temperature):  # another curriculum's is a method
             raise ValueError(f"loss must have a temperature, as SoftTarget has, got {type(loss).__name__}")
         if unmet := loss.needs - self.needs:
             raise ValueError(f"loss must need nothing but logits, targets and the epoch, got one that needs {unmet}")

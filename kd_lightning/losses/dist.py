@@ -10,11 +10,13 @@ from kd_lightning.losses.precision import in_float32
 
 
 def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Pearson's correlation along an axis, in [-1, 1]; 0 where one of the two is constant.
+    """Pearson's correlation along an axis, in [-1, 1]; 0, with a gradient of 0, where one of the two is constant.
 
     1e-8 is added to the product of the norms.
     """
-    a, b = a - a.mean(dim=dim, keepdim=True), b - b.mean(dim=dim, keepdim=True)
+    # Without this, rounding would correlate, and the gradient at a constant be about 1e8.
+    varied = [(x != x.narrow(dim, 0, 1)).any(dim=dim, keepdim=True) for x in (a, b)]
+    a, b = (torch.where(varied[0] & varied[1], x - x.mean(dim=dim, keepdim=True), 0.0) for x in (a, b))
     norms: Tensor = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
     products: Tensor = (a * b).sum(dim=dim)
     return products / (norms + 1e-8)

@@ -1,0 +1,145 @@
+"""Every method's configuration lowers its distillation term, and that term's gradient reaches the student."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+import kd_lightning.losses
+from kd_lightning.cli.commands import run
+from kd_lightning.distillers import OfflineDistiller
+from kd_lightning.losses import Loss
+from kd_lightning.models import Network, save_weights
+
+CONFIGS = Path(__file__).parents[2] / "configs/cifar100"
+TEACHERS = {path.stem for path in CONFIGS.glob("supervised/*.yaml")}
+# Of the pairs for soft targets, which differ in the networks alone, one.
+PAIR = "resnet56_resnet20"
+FILES = [
+    path
+    for path in sorted(CONFIGS.glob("offline/*.yaml"))
+    if path.stem == PAIR or not any(path.stem.startswith(f"{teacher}_") for teacher in TEACHERS)
+]
+# One small step after another, so that the term must fall; the published rate belongs to batches of 64.
+OPTIONS = (
+    "--data.init_args.global_batch_size=20",
+    "--data.init_args.eval_batch_size=50",
+    "--model.optimizer.init_args.lr=0.02",
+    "--model.teacher.init_args.check=false",
+    "--trainer.max_epochs=4",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.limit_val_batches=0",
+    "--experiment=e",
+    "--run=r",
+)
+
+
+def stated(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+@torch.no_grad()
+def calibrated(network: nn.Module) -> nn.Module:
+    """The network with the statistics of its batch normalisation as noise gives them: else its features explode."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()(torch.randn(32, 3, 32, 32))
+    return network
+
+
+def teacher_options(path: Path, folder: Path) -> list[str]:
+    """The configuration's teacher with random weights, wherever it is named."""
+    init = stated(path)["model"]["init_args"]
+    network, student = init["teacher"]["init_args"]["network"], init["student"]
+    weights = str(folder / "teacher.safetensors")
+    save_weights(calibrated(Network(network["name"], network.get("kwargs", {})).build(100)), Path(weights))
+    options = [f"--model.teacher.init_args.network.weights={weights}"]
+    if "teacher" in student.get("kwargs", {}):
+        kwargs = student["kwargs"] | {"teacher": student["kwargs"]["teacher"] | {"weights": weights}}
+        options.append(f"--model.student.kwargs={kwargs}")
+    return options
+
+
+class Watch:
+    """The largest gradient that each distillation term gives to the student in the first step in which it is active."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gradients: dict[str, float] = {}
+        original = OfflineDistiller.training_step
+
+        def training_step(module: OfflineDistiller, batch: Any, batch_idx: int) -> Tensor:
+            values: dict[str, Tensor] = {}
+            handles = [
+                loss.register_forward_hook(lambda _, __, value, name=name: values.__setitem__(name, value))
+                for name, loss in module.criteria.losses.items()
+                if module.criteria.terms[name].teacher_taps()
+            ]
+            result = original(module, batch, batch_idx)
+            for handle in handles:
+                handle.remove()
+            assert module.student is not None
+            trained = [parameter for parameter in module.student.parameters() if parameter.requires_grad]
+            for name, value in values.items():
+                if name not in self.gradients:
+                    found = torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True)
+                    self.gradients[name] = max((float(g.abs().max()) for g in found if g is not None), default=0.0)
+            return result
+
+        monkeypatch.setattr(OfflineDistiller, "training_step", training_step)
+
+
+def epochs(folder: Path) -> dict[str, list[float]]:
+    """The mean of each term in each epoch in which it was active."""
+    means: dict[str, list[float]] = defaultdict(list)
+    with (folder / "metrics.csv").open() as opened:
+        for row in csv.DictReader(opened):
+            for name, value in row.items():
+                if name.startswith("train/") and value:
+                    means[name.removeprefix("train/")].append(float(value))
+    return means
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_distillation_term_falls_and_reaches_the_student(
+    path: Path, tiny_cifar100_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert path.read_text().splitlines()[0] == f"# kd-lightning fit --config configs/cifar100/offline/{path.name}"
+    monkeypatch.chdir(tmp_path)
+    watch = Watch(monkeypatch)
+    terms = stated(path)["model"]["init_args"]["criteria"]
+    distilling = [name for name, term in terms.items() if term.get("teacher", "default") is not None]
+    # The labels pull elsewhere than a teacher that knows nothing; only WSLD's weights need them.
+    options = [f"--model.criteria.{name}.weight=0" for name in terms if name not in distilling and path.stem != "wsld"]
+    # The paraphraser learns first, in two epochs here, and not from the student: its error is watched in the first two.
+    if "crd" in terms and path.stem != "in_batch_crd":
+        options.append("--model.criteria.crd.loss.init_args.negatives=32")  # of 100 samples
+    if path.stem == "ft":
+        options.append("--model.criteria.ft.loss.init_args.paraphraser_epochs=2")
+    command = ["fit", "--config", str(path), f"--data.init_args.root={tiny_cifar100_root}", *OPTIONS, *options]
+    assert run([*command, *teacher_options(path, tmp_path)]) == 0
+    means = epochs(tmp_path / "runs/e/r")
+    active = [name for name in distilling if name in means]
+    assert active
+    for name in active:
+        watched = means[name][:2] if name == "ft" else means[name]
+        assert watched[-1] < watched[0], (name, watched)
+        assert name == "ft" or watch.gradients[name] > 0
+
+
+def test_every_loss_has_a_configuration() -> None:
+    used = "\n".join(path.read_text() for path in FILES)
+    losses = [
+        name
+        for name in kd_lightning.losses.__all__
+        if isinstance(found := getattr(kd_lightning.losses, name), type) and issubclass(found, Loss)
+    ]
+    assert [name for name in losses if name != "Loss" and name not in used] == []
