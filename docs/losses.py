@@ -20,9 +20,9 @@ Made from the docstrings by `make docs`. In a YAML a loss is a term of the crite
 own by its `class_path`. Logits are `[N, C]`, p = softmax(z / T). Taps are what a loss looks at unless the term's
 `student` and `teacher` say otherwise; `configs/cifar100/offline/` has a configuration with published weights for each.
 
-Time is that of a training step over the same step with `SoftTarget`, for {pair}, batch {batch}, {precision}, {device},
-torch {torch}, the median of {rounds} rounds of {steps} steps (`make bench-losses`; a step with `SoftTarget` took
-{reference_ms} ms). Parameters are those that the loss adds to the training, none of which is exported.
+Time is that of a training step over the same step with `SoftTarget` ({reference_ms} ms): {pair}, batch {batch},
+{precision}; {device}, torch {torch}; the median of {rounds} rounds of {steps} steps (`make bench-losses`). Parameters
+are those that the loss adds to the training, none of which is exported.
 """
 
 

@@ -119,7 +119,7 @@ class FactorTransfer(Loss):
     def forward(self, student: Features, teacher: Features, target: Tensor, epoch: int | None = None) -> Tensor:
         """The paraphraser's loss in its epochs, else the student's, of one map ``[N, C, H, W]`` of each.
 
-        Without an epoch, the student's.
+        Without an epoch, the student's; the labels are not looked at.
         """
         ((s, t),) = paired(student, teacher)
         if self.paraphraser is None or self.translator is None:

@@ -10,8 +10,10 @@ from kd_lightning.losses.cross_entropy import check_label_smoothing
 class HardLabel(Loss):
     """Mean over the batch of the cross entropy with argmax of the teacher's logits.
 
-    "Hard-label distillation" of Touvron et al., "Training data-efficient image transformers & distillation through
-    attention", ICML 2021, eq. 3. The labels themselves are not looked at.
+    The labels themselves are not looked at.
+
+    Source: Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021,
+    eq. 3.
 
     Args:
         label_smoothing: Share of the teacher's decision spread over all classes, in [0, 1); the paper finds 0.1
