@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.models.taps import LOGITS, CanFuse, place
+from kd_lightning.models.token_maps import to_map
 from kd_lightning.models.trace import Run, traced
 
 PREACT = ":preact"
@@ -190,9 +191,17 @@ class Anatomy:
         for run in reversed(self.runs):
             if _is_map_of(run.left, embedding):
                 return run.name
+            if run.left is not None and _is_map_of(self._reshaped(run.left), embedding):
+                return f"{run.name}:map"
         raise ValueError(
             f"tap 'last_map': {self._type} has no map whose mean is the classifier's input: name a submodule as tap"
         )
+
+    def _reshaped(self, feature: Tensor) -> Tensor | None:
+        try:
+            return to_map(feature, self.network)
+        except ValueError:
+            return None
 
     def attention(self) -> str:
         """The attention of the last block.
