@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.losses.base import Features, Head, Loss, Taps
-from kd_lightning.losses.features import check_maps, check_same, listed, unit
+from kd_lightning.losses.features import check_maps, check_same, single, unit
 from kd_lightning.losses.precision import in_float32, precise
 
 
@@ -59,7 +59,7 @@ class CATKD(Loss):
         self, student: Features, teacher: Features, target: Tensor, student_classifier: Head, teacher_classifier: Head
     ) -> Tensor:
         """The loss of the last maps ``[N, D, H, W]``; the labels are not looked at."""
-        (s,), (t,) = listed(student), listed(teacher)
+        s, t = single(student, teacher)
         check_maps((s, t))
         cam_s = class_attention(s, student_classifier, self.size)
         return attention_error(cam_s, class_attention(t, teacher_classifier, self.size))

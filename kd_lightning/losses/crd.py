@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.losses.base import Features, Loss, Shapes, Taps
-from kd_lightning.losses.features import listed, unit
+from kd_lightning.losses.features import single, unit
 from kd_lightning.losses.gather import gathered, summed
 from kd_lightning.losses.logits import check_temperature, largest_class
 from kd_lightning.losses.precision import in_float32, precise
@@ -158,7 +158,7 @@ class CRD(Loss):
         """The loss of one feature ``[N, ...]`` of each; in training, the banks take in what was seen."""
         if target.ndim != 1:
             raise ValueError("CRD cannot take mixed targets: its bank has a row for a sample; switch mixing off")
-        (s,), (t,) = listed(student), listed(teacher)
+        s, t = single(student, teacher)
         s, t = (unit(precise(make(x))) for make, x in ((self.student_embedding, s), (self.teacher_embedding, t)))
         bank = self._ready_bank(len(train_targets), s)
         train_targets = train_targets.to(index.device)
@@ -245,6 +245,6 @@ class InBatchCRD(Loss):
 
     def forward(self, student: Features, teacher: Features, target: Tensor) -> Tensor:
         """The loss of one feature ``[N, ...]`` of each."""
-        (s,), (t,) = listed(student), listed(teacher)
+        s, t = single(student, teacher)
         s, t = (unit(precise(make(x))) for make, x in ((self.student_embedding, s), (self.teacher_embedding, t)))
         return in_batch_contrast(s, t, largest_class(target), self.temperature)

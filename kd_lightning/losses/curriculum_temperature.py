@@ -57,6 +57,8 @@ class CurriculumTemperature(Loss):
         super().__init__()
         if not isinstance(loss, HasTemperature) or callable(loss.temperature):  # another curriculum's is a method
             raise ValueError(f"loss must have a temperature, as SoftTarget has, got {type(loss).__name__}")
+        if (loss.student_tap, loss.teacher_tap) != ("logits", "logits"):
+            raise ValueError(f"loss must be of logits, got {type(loss).__name__} of {loss.student_tap!r}")
         if unmet := loss.needs - self.needs:
             raise ValueError(f"loss must need nothing but logits, targets and the epoch, got one that needs {unmet}")
         if epochs < 1:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kd_lightning.losses.adapters import OfOneSize
 from kd_lightning.losses.base import Features, Loss, Shapes, Taps
-from kd_lightning.losses.features import check_same, of_one_size, paired, unit
+from kd_lightning.losses.features import check_same, of_one_size, single, unit
 from kd_lightning.losses.precision import in_float32
 
 Factor = Literal["flat", "map"]
@@ -121,7 +121,7 @@ class FactorTransfer(Loss):
 
         Without an epoch, the student's; the labels are not looked at.
         """
-        ((s, t),) = paired(student, teacher)
+        s, t = single(student, teacher)
         if self.paraphraser is None or self.translator is None:
             return factor_distance(s, t, self.p, self.factor)
         if epoch is not None and epoch < self.paraphraser_epochs:

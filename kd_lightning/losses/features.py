@@ -29,6 +29,18 @@ def paired(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
     return list(zip(students, teachers, strict=True))
 
 
+def single(student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's only tap.
+
+    Raises:
+        ValueError: if one has not exactly one.
+    """
+    pairs = paired(student, teacher)
+    if len(pairs) != 1:
+        raise ValueError(f"the loss takes one tap of each network, got {len(pairs)}")
+    return pairs[0]
+
+
 def check_same(student: Tensor, teacher: Tensor) -> None:
     """Let features of one shape pass.
 

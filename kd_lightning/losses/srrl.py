@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kd_lightning.losses.adapters import conv_bn
 from kd_lightning.losses.base import Features, Head, Loss, Shapes, Taps
-from kd_lightning.losses.features import check_maps, check_same, listed
+from kd_lightning.losses.features import check_maps, check_same, single
 from kd_lightning.losses.precision import in_float32
 
 
@@ -54,7 +54,7 @@ class SRRL(Loss):
 
     def forward(self, student: Features, teacher: Features, target: Tensor, teacher_classifier: Head) -> Tensor:
         """The loss of a map ``[N, C, H, W]`` and an embedding ``[N, D]``; the labels are not looked at."""
-        (s,), (t,) = listed(student), listed(teacher)
+        s, t = single(student, teacher)
         check_maps((s,))
         embedding = self.adapter(s).flatten(2).mean(dim=2)
         judged = squared_error(teacher_classifier(embedding), teacher_classifier(t).detach())

@@ -362,9 +362,18 @@ def test_a_loss_without_a_single_temperature_is_refused(inner: Callable[[], Loss
         CurriculumTemperature(loss)
 
 
+class NeedsMore(SoftTarget):
+    needs = frozenset({"index"})
+
+
 def test_a_loss_that_needs_more_is_refused() -> None:
     message = "^loss must need nothing but logits, targets and the epoch, got one that needs .*index"
     with pytest.raises(ValueError, match=message):
+        CurriculumTemperature(NeedsMore())
+
+
+def test_a_loss_of_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="^loss must be of logits, got CRD of 'embedding'$"):
         CurriculumTemperature(CRD())
 
 
