@@ -3,7 +3,7 @@
 Starts every configuration as a user would, for one epoch of so many batches, and reads the term's first and last mean
 in ``metrics.csv``. Writes ``benchmarks/methods.json`` and shows a table.
 
-    python benchmarks/methods.py --root data --teacher runs/recipes/RUN [--batches 50] [method ...]
+    python benchmarks/methods.py --root data --teacher cifar_resnet56=runs/recipes/RUN [--batches 50] [method ...]
 """
 
 import argparse
@@ -31,17 +31,18 @@ def methods() -> list[Path]:
     return sorted(kept)
 
 
-def options(path: Path, root: Path, teacher: Path, batches: int) -> list[str]:
-    """How a configuration is started."""
+def options(path: Path, root: Path, teachers: dict[str, str], batches: int) -> list[str]:
+    """How a configuration is started; a teacher that is not given is trained by its recipe first."""
     init = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
     given = [f"--data.init_args.root={root.resolve()}", f"--trainer.log_every_n_steps={EVERY}"]
     given += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={batches}", "--trainer.limit_val_batches=0"]
-    if init["teacher"]["init_args"]["network"]["name"] != "cifar_resnet56":
-        return given  # its teacher is trained by its recipe
-    given += [f"--model.teacher.init_args.network.weights={teacher.resolve()}"]
+    if (name := init["teacher"]["init_args"]["network"]["name"]) not in teachers:
+        return given
+    weights = str(Path(teachers[name]).resolve())
+    given += [f"--model.teacher.init_args.network.weights={weights}"]
     student = init["student"]
     if "teacher" in student.get("kwargs", {}):
-        own = student["kwargs"]["teacher"] | {"weights": str(teacher.resolve())}
+        own = student["kwargs"]["teacher"] | {"weights": weights}
         given.append(f"--model.student.kwargs={student['kwargs'] | {'teacher': own}}")
     return given
 
@@ -60,16 +61,19 @@ def main() -> None:
     """Run, write and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder that holds cifar100/ or cifar-100-python/")
-    parser.add_argument("--teacher", type=Path, required=True, help="run folder or weights of cifar_resnet56")
+    parser.add_argument(
+        "--teacher", action="append", default=[], metavar="NETWORK=PATH", help="run folder or weights of a teacher"
+    )
     parser.add_argument("--batches", type=int, default=50)
     parser.add_argument("names", nargs="*", help="methods; all by default")
     chosen = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    teachers = dict(pair.split("=", 1) for pair in chosen.teacher)
     for path in methods():
         if chosen.names and path.stem not in chosen.names:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            given = options(path, chosen.root, chosen.teacher, chosen.batches)
+            given = options(path, chosen.root, teachers, chosen.batches)
             command = [sys.executable, "-m", "kd_lightning", "fit", "--config", str(path), *given]
             done = subprocess.run(
                 [*command, "--experiment=e", "--run=r"], cwd=folder, capture_output=True, text=True, check=False
