@@ -37,7 +37,11 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
 
 
 def student_of(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return dict(torch.load(folder.last, weights_only=True)["state_dict"])
+    """All that is trained or remembered: an extra state's entries beside the others."""
+    found = {}
+    for key, value in torch.load(folder.last, weights_only=True)["state_dict"].items():
+        found |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return found
 
 
 def assert_same(one: RunFolder, other: RunFolder) -> None:
@@ -154,6 +158,32 @@ def test_resumed_distillation_with_an_average_equals_uninterrupted(fit: Fit, mon
     assert_same(whole, stopped)
     ours, its = (torch.load(folder.last, weights_only=True)["ema"] for folder in (whole, stopped))
     assert all(torch.equal(ours[key], its[key]) for key in ours)
+
+
+REMEMBERING = {
+    "ce": {"loss": "CrossEntropy", "weight": 1.0, "teacher": None},
+    "crd": {"loss": {"class_path": "CRD", "init_args": {"dim": 8, "negatives": 64}}, "weight": 0.1},
+    "ft": {"loss": {"class_path": "FactorTransfer", "init_args": {"paraphraser_epochs": 1}}, "weight": 1.0},
+    "kd": {"loss": {"class_path": "CurriculumTemperature", "init_args": {"loss": "SoftTarget"}}, "weight": 1.0},
+    "vid": {"loss": "VID", "weight": 0.1},
+}
+
+
+@pytest.mark.parametrize("step", [6, 16])
+def test_resumed_adapters_temperature_and_memory_equal_uninterrupted(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    teacher = fit(TEACHER, "t", "--trainer.max_epochs=1")
+    options = ["--trainer.max_epochs=2", "--checkpoints.every_steps=4", f"--model.criteria={json.dumps(REMEMBERING)}"]
+    whole = distil(fit, "whole", teacher, *options)
+    interrupt_at(step, monkeypatch, gone)
+    with pytest.raises(Interrupted):
+        distil(fit, "stopped", teacher, *options)
+    stopped = RunFolder(Path("runs/e/stopped"))
+    assert run(["resume", str(stopped.path)]) == 0
+    assert "criteria.losses.crd._extra_state.bank" in student_of(whole)
+    assert_same(whole, stopped)
+    assert rows_of(whole) == rows_of(stopped)
 
 
 def test_sigterm_saves_at_a_step_and_leaves_with_75(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,9 +49,7 @@ RESNET, RESNET_X4 = three(16, 16, 32, 64), three(32, 64, 128, 256)
 VGG = of_cifar((64, 32, 32), [(128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4)], (512, 4, 4))
 PYRAMID = [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
 VIT_STAGES = [(f"blocks.{i}:map", (192, 8, 8)) for i in (2, 5, 8, 11)]
-VIT = Known(
-    ("patch_embed:map", (192, 8, 8)), VIT_STAGES, ("head:in", 192), None, 32, {"img_size": 32, "patch_size": 4}
-)
+VIT = Known(("patch_embed:map", (192, 8, 8)), VIT_STAGES, ("head:in", 192), None, 32, {"img_size": 32, "patch_size": 4})
 KNOWN = {
     **{f"cifar_resnet{depth}": RESNET for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"cifar_resnet{depth}x4": RESNET_X4 for depth in (8, 32)},
@@ -83,10 +81,7 @@ KNOWN = {
     ),
     "regnety_002": Known(
         ("stem:map", (32, 32, 32)),
-        [
-            (f"s{i}:map", shape)
-            for i, shape in enumerate([(24, 16, 16), (56, 8, 8), (152, 4, 4), (368, 2, 2)], start=1)
-        ],
+        [(f"s{i}:map", shape) for i, shape in enumerate([(24, 16, 16), (56, 8, 8), (152, 4, 4), (368, 2, 2)], start=1)],
         ("head.fc:in", 368),
         ("final_conv", (368, 2, 2)),
         64,
@@ -338,7 +333,13 @@ def test_a_network_whose_output_is_no_linear_layer_has_no_known_classifier() -> 
 
 def test_transformers_with_mean_pooling_have_a_last_map() -> None:
     network = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=CLASSES, img_size=32, patch_size=4, depth=2, global_pool="avg", fc_norm=False
+        "vit_tiny_patch16_224",
+        num_classes=CLASSES,
+        img_size=32,
+        patch_size=4,
+        depth=2,
+        global_pool="avg",
+        fc_norm=False,
     ).eval()
     found = plan(network, ["last_map", "embedding"], (3, 32, 32))
     assert found.names["last_map"] == "norm:map"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.models.taps import install, probe, tapped
+from kd_lightning.models.taps import Place, install, place, probe, tapped
 
 
 class Block(nn.Module):
@@ -242,3 +242,128 @@ def test_probe_restores_the_modes_when_the_forward_fails() -> None:
 def test_probe_refuses_what_gives_no_logits(network: nn.Module, got: str) -> None:
     with pytest.raises(ValueError, match=rf"must return logits \[N, C\], got {got}"):
         probe(network, [], (3, 6, 6))
+
+
+class Attention(nn.Module):
+    """As timm's: probabilities where ``fused_attn`` is False, else a fused function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused_attn = True
+        self.attn_drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused_attn:
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+        rows = self.attn_drop((x @ x.mT / x.shape[-1] ** 0.5).softmax(dim=-1))
+        return rows @ x  # type: ignore[no-any-return]
+
+
+class Tokens(nn.Module):
+    """A class token and 2 x 3 patches of 4 figures."""
+
+    num_prefix_tokens = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Flatten(2)
+        self.patch_embed.grid_size = (2, 3)  # type: ignore[assignment]
+        self.attn = Attention()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patch_embed(x).mT
+        tokens = self.attn(torch.cat([patches.sum(1, keepdim=True), patches], dim=1))
+        logits: Tensor = self.fc(tokens[:, 0])
+        return logits
+
+
+GRID = torch.linspace(-1, 1, 2 * 4 * 2 * 3).view(2, 4, 2, 3)
+
+
+def test_map_and_tokens_drop_the_class_token() -> None:
+    net, names = Tokens().eval(), ["attn", "attn:map", "attn:in:map", "attn:tokens", "attn:map:tokens"]
+    install(net, names)
+    with tapped(net, names) as taps:
+        net(GRID)
+    out = taps["attn"]
+    assert out.shape == (2, 7, 4)
+    assert taps["attn:map"].shape == (2, 4, 2, 3)
+    assert torch.equal(taps["attn:map"][:, :, 1, 2], out[:, 1 + 5])
+    assert torch.equal(taps["attn:map"][:, :, 0, 1], out[:, 1 + 1])
+    assert torch.equal(taps["attn:in:map"], GRID)
+    assert torch.equal(taps["attn:tokens"], out[:, 1:])
+    assert torch.equal(taps["attn:map:tokens"], out[:, 1:])
+
+
+def test_a_map_of_a_map_is_the_map_and_its_tokens_go_row_by_row() -> None:
+    net, names = Net().eval(), ["layer1", "layer1:map", "layer1:tokens", "layer1.relu:in:map"]
+    install(net, names)
+    with tapped(net, names) as taps:
+        net(IMAGES)
+    assert torch.equal(taps["layer1:map"], taps["layer1"])
+    assert taps["layer1:tokens"].shape == (2, 36, 4)
+    assert torch.equal(taps["layer1:tokens"][1, 6 * 2 + 3], taps["layer1"][1, :, 2, 3])
+    assert torch.equal(taps["layer1.relu:in:map"].relu(), taps["layer1"])
+
+
+def test_a_vector_makes_no_map() -> None:
+    net = Net().eval()
+    install(net, ["fc:map"])
+    with pytest.raises(ValueError, match=r"only tokens \[N, L, C\] and maps can be made a map, got \(2, 5\)"):
+        probe(net, ["fc:map"], (3, 6, 6))
+
+
+def test_probabilities_switch_fused_attention_off_and_change_no_answer() -> None:
+    net = Tokens().eval()
+    fused = net(GRID)
+    install(net, ["attn", "fc:in"])
+    assert net.attn.fused_attn
+    install(net, ["attn:probabilities"])
+    assert not net.attn.fused_attn
+    with tapped(net, ["attn:probabilities", "attn:in", "attn"]) as taps:
+        torch.testing.assert_close(net(GRID), fused)
+    rows = taps["attn:probabilities"]
+    assert rows.shape == (2, 7, 7)
+    torch.testing.assert_close(rows.sum(dim=-1), torch.ones(2, 7))
+    torch.testing.assert_close(rows @ taps["attn:in"], taps["attn"])
+
+
+def test_probabilities_are_tapped_before_dropout() -> None:
+    net = Tokens()
+    net.attn.attn_drop.p = 0.5
+    install(net, ["attn:probabilities"])
+    with tapped(net.train(), ["attn:probabilities"]) as taps:
+        net(GRID)
+    torch.testing.assert_close(taps["attn:probabilities"].sum(dim=-1), torch.ones(2, 7))
+
+
+def test_probabilities_of_what_is_no_attention_are_an_error() -> None:
+    with pytest.raises(ValueError, match="tap 'fc:probabilities': Linear is no attention of timm, with attn_drop"):
+        install(Tokens(), ["fc:probabilities"])
+    with pytest.raises(ValueError, match="tap 'atn:probabilities': Tokens has no such submodule.*nearest first: attn"):
+        install(Tokens(), ["atn:probabilities"])
+
+
+@pytest.mark.parametrize(
+    ("tap", "found"),
+    [
+        ("a.b", Place("a.b", False, ())),
+        ("a.b:in", Place("a.b", True, ())),
+        ("a:map", Place("a", False, ("map",))),
+        ("a:in:tokens", Place("a", True, ("tokens",))),
+        ("a:probabilities", Place("a.attn_drop", True, ())),
+        ("a:map:tokens", Place("a", False, ("map", "tokens"))),
+    ],
+)
+def test_the_place_of_a_name(tap: str, found: Place) -> None:
+    assert place(tap) == found
+
+
+@pytest.mark.parametrize(
+    ("tap", "got"), [("fc:out", ":out"), ("fc:in:mpa", ":mpa"), ("fc:", ":"), ("fc:x:b", ":b, :x")]
+)
+def test_an_unknown_suffix_is_an_error(tap: str, got: str) -> None:
+    message = f"tap '{tap}': a submodule's name may be followed by :in, :probabilities, :map or :tokens, got {got}$"
+    with pytest.raises(ValueError, match=message):
+        install(Net(), [tap])

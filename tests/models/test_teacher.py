@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
-from kd_lightning.models import FrozenTeacher, Network, TeacherCheck, Views, save_weights
+from kd_lightning.models import FrozenTeacher, Network, Outputs, TapPlan, Teacher, TeacherCheck, Views, save_weights
 from kd_lightning.models.teacher import InputAdapter
 from kd_lightning.trust import ALLOWED, allow
 
@@ -272,3 +272,125 @@ def test_the_teacher_sees_the_images_that_it_was_trained_on(tmp_path: Path) -> N
     torch.testing.assert_close(seen[0], torch.full((6, 3, 4, 4), 1.75))
     assert teacher.plan().shapes["features"] == (2, 4, 4, 4)
     assert outputs.taps["features"].shape == (6, 4, 4, 4)
+
+
+def test_the_plan_says_where_the_symbols_are() -> None:
+    found = ready(net(), ("stages", "stages:preact", "last_map", "embedding")).plan()
+    assert found.names == {
+        "stages": ["features"],
+        "stages:preact": ["features.2:in"],
+        "last_map": "features",
+        "embedding": "fc:in",
+    }
+    assert found.shapes == {
+        "stages": [(2, 4, 8, 8)],
+        "stages:preact": [(2, 4, 8, 8)],
+        "last_map": (2, 4, 8, 8),
+        "embedding": (2, 4),
+        "logits": (2, 5),
+    }
+
+
+def test_it_answers_symbols_as_they_were_asked_for() -> None:
+    teacher, given = ready(net(), ("stages", "stages:preact", "embedding")), batch()
+    taps = teacher(given).taps
+    assert set(taps) == {"stages", "stages:preact", "embedding"}
+    (stage,), (before,) = taps["stages"], taps["stages:preact"]
+    assert (before < 0).any()
+    assert torch.equal(before.relu(), stage)
+    torch.testing.assert_close(taps["embedding"], stage.mean((2, 3)))
+
+
+def test_its_plan_is_of_its_own_image_size(tmp_path: Path) -> None:
+    assert ready(recipe(tmp_path, image_size=4), ("stages",)).plan().shapes["stages"] == [(2, 4, 4, 4)]
+
+
+def test_its_classifier_makes_logits_of_embeddings() -> None:
+    teacher, given = ready(net(), ("embedding",)), batch()
+    logits, taps = teacher(given)
+    torch.testing.assert_close(teacher.classifier()(taps["embedding"]), logits)
+
+
+def test_gradients_pass_through_its_classifier_and_do_not_stay_in_it() -> None:
+    teacher = ready(net())
+    embedding = torch.randn(3, 2, 4, requires_grad=True)
+    logits = teacher.classifier()(embedding)
+    assert logits.shape == (3, 2, 5)
+    logits[..., 1].sum().backward()
+    assert embedding.grad is not None
+    torch.testing.assert_close(embedding.grad, network_of(teacher).get_parameter("fc.weight")[1].expand(3, 2, 4))
+    assert all(parameter.grad is None for parameter in network_of(teacher).parameters())
+
+
+def test_its_classifier_takes_embeddings_of_another_precision() -> None:
+    assert ready(net(), dtype="bfloat16").classifier()(torch.randn(3, 4)).dtype == torch.bfloat16
+
+
+def test_a_teacher_without_a_known_classifier_is_an_error() -> None:
+    teacher = ready(nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Tanh()))
+    with pytest.raises(ValueError, match="the classifier of Sequential is not known"):
+        teacher.classifier()
+
+
+def test_norms_are_shift_and_size_of_scale_of_the_normalisation_in_front() -> None:
+    network = net()
+    norm = network.get_submodule("features.1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.bias.data, norm.weight.data = torch.tensor([1.0, -2.0, 0.0, 3.0]), torch.tensor([2.0, -0.5, 1.0, 0.0])
+    teacher = ready(network, ("stages:preact", "features.2:in"), dtype="bfloat16")
+    for tap in ("stages:preact", "features.2:in"):
+        ((mean, std),) = teacher.norms(tap)
+        assert mean.tolist() == [1.0, -2.0, 0.0, 3.0]
+        assert std.tolist() == [2.0, 0.5, 1.0, 0.0]
+        assert mean.dtype == std.dtype == torch.float32
+        assert not mean.requires_grad
+
+
+def test_norms_of_each_part_of_a_plural_tap(tmp_path: Path) -> None:
+    network = Network("cifar_resnet8").build(5)
+    for name, module in network.named_modules():
+        if name.endswith("bn2") and isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, float(name.split(".")[1]))
+    norms = ready(network, ("stages:preact",)).norms("stages:preact")
+    assert [(len(mean), mean[0].item(), std[0].item()) for mean, std in norms] == [
+        (16, 0.0, 1.0),
+        (32, 1.0, 1.0),
+        (64, 2.0, 1.0),
+    ]
+
+
+def test_no_normalisation_in_front_is_an_error() -> None:
+    teacher = ready(net(), ("features.0:in",))
+    with pytest.raises(ValueError, match="tap 'features.0:in': there is no batch normalisation with scale and shift"):
+        teacher.norms("features.0:in")
+
+
+class Answers(Teacher):
+    """A teacher that is no single network."""
+
+    check = False
+    expected_top1 = None
+
+    def setup(self, num_classes: int, views: Views, taps: Any) -> None: ...
+
+    def to(self, device: torch.device) -> None: ...
+
+    def plan(self) -> TapPlan:
+        return TapPlan({}, {"logits": (2, 5)})
+
+    def __call__(self, batch: Batch, view: str = "default") -> Outputs:
+        return Outputs(torch.zeros(len(batch), 5), {})
+
+
+def test_a_teacher_that_is_no_network_has_neither_classifier_nor_norms() -> None:
+    with pytest.raises(ValueError, match="a Answers has no single classifier that a loss could use: take a Frozen"):
+        Answers().classifier()
+    with pytest.raises(
+        ValueError, match="a Answers has no batch normalisation that a loss could ask for: take a Frozen"
+    ):
+        Answers().norms("stages:preact")
+
+
+def test_before_its_setup_it_has_no_classifier() -> None:
+    with pytest.raises(RuntimeError, match="setup must be called"):
+        FrozenTeacher(net()).classifier()
