@@ -1,5 +1,6 @@
 from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch
 from kd_lightning.distillers import Criteria, Term, Window
 from kd_lightning.distillers.unreached import reached
-from kd_lightning.losses import CrossEntropy, Loss, SoftTarget
+from kd_lightning.losses import CrossEntropy, Hint, Loss, SoftTarget
 from kd_lightning.losses.base import Shapes
 from kd_lightning.models import Outputs, TapPlan
 
@@ -235,3 +236,157 @@ def test_reached_of_networks_with_an_unused_head() -> None:
 
 def test_nothing_is_reached_without_a_graph() -> None:
     assert reached(torch.tensor(1.0)) == set()
+
+
+class Informed(Heard):
+    """Needs something of the run and something of the batch."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"epoch", "train_targets", "teacher_classifier"})
+
+    def notice(self, samples: int) -> str:
+        return f"a memory of {samples} rows"
+
+
+class Counting(Heard):
+    needs: ClassVar[frozenset[str]] = frozenset({"train_targets"})
+
+
+class Judged(Heard):
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher_norms"})
+
+
+FACTS = {"train_targets": torch.tensor([0, 1, 2, 2]), "teacher_classifier": nn.Linear(3, 3)}
+
+
+def test_facts_of_the_run_are_asked_for_once_and_given_every_time() -> None:
+    loss, asked = Informed(), []
+
+    def fact(need: str, term: Term) -> object:
+        asked.append((need, term))
+        return FACTS[need]
+
+    criteria = Criteria({"ce": Term(CrossEntropy()), "x": Term(loss)})
+    criteria.inform(fact)
+    assert asked == [("teacher_classifier", criteria.terms["x"]), ("train_targets", criteria.terms["x"])]
+    answered(criteria, 3)
+    answered(criteria, 4)
+    assert [given[3]["epoch"] for given in loss.given] == [3, 4]
+    for given in loss.given:
+        assert given[3].keys() == {"epoch", "train_targets", "teacher_classifier"}
+        assert given[3]["train_targets"] is FACTS["train_targets"]
+        assert given[3]["teacher_classifier"] is FACTS["teacher_classifier"]
+    assert len(asked) == 2
+
+
+def test_each_term_gets_the_facts_of_its_own_taps() -> None:
+    first, second = Judged(), Judged()
+    criteria = Criteria({"a": Term(first, teacher="c"), "b": Term(second, teacher=["d", "c"])})
+    criteria.inform(lambda need, term: [need, *term.teacher_taps()])
+    answered(criteria)
+    assert first.given[0][3] == {"teacher_norms": ["teacher_norms", "c"]}
+    assert second.given[0][3] == {"teacher_norms": ["teacher_norms", "d", "c"]}
+
+
+def test_a_fact_that_nobody_knows_is_an_error_that_names_the_term() -> None:
+    def nobody(need: str, term: Term) -> object:
+        raise ValueError(f"nobody knows {need}")
+
+    with pytest.raises(ValueError, match=r"^criteria\.x: nobody knows teacher_norms$"):
+        Criteria({"ce": Term(CrossEntropy()), "x": Term(Judged())}).inform(nobody)
+
+
+def test_a_fact_that_is_nothing_is_an_error_when_the_loss_is_computed() -> None:
+    criteria = Criteria({"x": Term(Judged())})
+    criteria.inform(lambda need, term: None)
+    with pytest.raises(ValueError, match=r"criteria\.x: the loss needs \['teacher_norms'\]"):
+        answered(criteria)
+
+
+def test_facts_are_in_no_state() -> None:
+    criteria = Criteria({"x": Term(Informed())})
+    criteria.inform(lambda need, term: FACTS[need])
+    assert not criteria.state_dict()
+    assert not list(criteria.parameters())
+
+
+def test_notices_are_of_losses_that_have_something_to_say_of_the_training_set() -> None:
+    criteria = Criteria({"ce": Term(CrossEntropy()), "quiet": Term(Counting()), "memory": Term(Informed())})
+    assert criteria.notices() == []
+    criteria.inform(lambda need, term: FACTS[need])
+    assert criteria.notices() == ["criteria.memory: a memory of 4 rows"]
+
+
+def test_a_plural_tap_gives_a_list_and_beside_others_its_parts_in_order() -> None:
+    plural, mixed, wrapped = Heard(), Heard(), Heard()
+    criteria = Criteria(
+        {
+            "plural": Term(plural, student="stages", teacher="stages"),
+            "mixed": Term(mixed, student=["a", "stages", "logits"], teacher=["stages", "c"]),
+            "wrapped": Term(wrapped, student=["stages"], teacher=None),
+        }
+    )
+    parts, theirs = [torch.tensor([1.0]), torch.tensor([2.0])], [torch.tensor([3.0])]
+    student = {"default": Outputs(STUDENT, {"a": torch.tensor([5.0]), "stages": parts})}
+    teacher = {"default": Outputs(TEACHER, {"c": torch.tensor([7.0]), "stages": theirs})}
+    criteria(student, teacher, BATCH, 0)
+    assert isinstance(plural.given[0][0], list)
+    assert [part.item() for part in plural.given[0][0]] == [1, 2]
+    assert [part.item() for part in plural.given[0][1]] == [3]
+    assert [part.flatten()[0].item() for part in mixed.given[0][0]] == [5, 1, 2, 1]
+    assert mixed.given[0][0][3] is STUDENT
+    assert [part.item() for part in mixed.given[0][1]] == [3, 7]
+    assert [part.item() for part in wrapped.given[0][0]] == [1, 2]
+    assert criteria.student_taps() == ["a", "logits", "stages"]
+
+
+def test_losses_are_told_the_shapes_of_all_parts() -> None:
+    loss = Heard()
+    criteria = Criteria({"x": Term(loss, student=["stages", "a"], teacher="stages")})
+    names = {"a": "a", "stages": ["s1", "s2"]}
+    student = TapPlan(names, {"a": (2, 3), "stages": [(2, 4, 8, 8), (2, 5, 4, 4)], "logits": (2, 10)})
+    teacher = TapPlan({"stages": ["t1"]}, {"stages": [(2, 9, 8, 8)], "logits": (2, 10)})
+    criteria.build(student, teacher)
+    assert loss.shapes == ([(2, 4, 8, 8), (2, 5, 4, 4), (2, 3)], [(2, 9, 8, 8)])
+
+
+def test_what_a_loss_states_is_tapped_unless_the_term_says_otherwise() -> None:
+    hint, plain = Hint(), Gap()
+    assert Term(hint).taps() == ("stage:2", "stage:2")
+    assert Term(hint, student="embedding").taps() == ("embedding", "stage:2")
+    assert Term(hint, teacher=None).taps() == ("stage:2", None)
+    assert Term(plain).taps() == ("logits", "logits")
+    assert Term(CrossEntropy()).taps() == ("logits", None)
+
+
+MAPS = TapPlan({"stage:2": "s"}, {"stage:2": (2, 4, 8, 8), "logits": (2, 10)})
+VECTORS = TapPlan({"stage:2": "t"}, {"stage:2": (2, 6), "logits": (2, 10)})
+
+
+def test_shapes_that_a_loss_cannot_match_are_an_error_that_names_the_term() -> None:
+    with pytest.raises(ValueError, match=r"^criteria\.hint: student and teacher must both be maps or both be vectors"):
+        Criteria({"ce": Term(CrossEntropy()), "hint": Term(Hint())}).build(MAPS, VECTORS)
+
+
+def test_adapters_start_from_the_seed_and_the_name_whatever_else_is_built() -> None:
+    def adapters(seed: int, name: str, *before: str) -> dict[str, Tensor]:
+        pl.seed_everything(seed)
+        torch.rand(len(before) + 1)
+        hints = {other: Term(Hint("conv1x1")) for other in (*before, name)}
+        criteria = Criteria(hints)
+        criteria.build(MAPS, MAPS)
+        return criteria.terms[name].loss.state_dict()
+
+    def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+        return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+    alone = adapters(1, "hint")
+    assert alone
+    assert same(alone, adapters(1, "hint", "other", "another"))
+    assert not same(alone, adapters(2, "hint"))
+    assert not same(alone, adapters(1, "tip"))
+
+
+def test_building_draws_nothing_from_the_generator_of_the_run() -> None:
+    before = torch.get_rng_state()
+    Criteria({"hint": Term(Hint())}).build(MAPS, MAPS)
+    assert torch.equal(torch.get_rng_state(), before)

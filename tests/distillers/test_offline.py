@@ -1,7 +1,7 @@
 import copy
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -16,8 +16,20 @@ from kd_lightning.callbacks import SafeCheckpointIO
 from kd_lightning.datamodules import DigitsDataModule
 from kd_lightning.datamodules.mixing import Mixing
 from kd_lightning.distillers import Classifier, OfflineDistiller, Term, Window
-from kd_lightning.losses import CrossEntropy, SoftTarget
-from kd_lightning.models import FrozenTeacher, Network, TeacherCheck
+from kd_lightning.losses import CRD, SRRL, CrossEntropy, Hint, Loss, SoftTarget
+from kd_lightning.models import (
+    FrozenTeacher,
+    Network,
+    Outputs,
+    SimKDStudent,
+    TapPlan,
+    Teacher,
+    TeacherCheck,
+    Views,
+    load_weights,
+    save_weights,
+)
+from kd_lightning.models.weights import read_weights
 
 
 class Net(nn.Module):
@@ -335,3 +347,233 @@ def test_a_teacher_that_is_the_student_agrees_with_it(tmp_path: Path, trained: n
     assert figures["test/agreement"] == 1.0
     assert figures["test/teacher_kl"] == pytest.approx(0.0, abs=1e-6)
     assert figures["test/teacher_top1"] == figures["test/top1"] > 0.5
+
+
+def hinted(**others: Term) -> dict[str, Term]:
+    """Cross entropy, and a hint with a trained regressor between the convolutions of student and teacher."""
+    hint = Term(Hint("conv_bn_relu"), 1.0, student="body.2", teacher="body.2")
+    return {"ce": Term(CrossEntropy(), 0.1), "hint": hint, **others}
+
+
+def adapters_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "criteria.losses.hint."
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def test_adapters_train_with_the_student(tmp_path: Path, trained: nn.Module) -> None:
+    watch = Watch()
+    run = trainer(tmp_path, watch, limit_val_batches=0)
+    module = distiller(copy.deepcopy(trained), hinted())
+    run.fit(module, DigitsDataModule())
+    adapters = list(module.criteria.parameters())
+    assert len(adapters) == 4  # a 1x1 convolution with bias, and a normalisation
+    assert watch.trained == {*module.parameters()}
+    assert set(adapters) <= watch.trained
+    first, last = adapters_of(watch.before[0]), adapters_of(dict(module.named_parameters()))
+    assert len(first) == 4
+    moving = first.keys() - {"adapters.0.0.1.bias"}  # a normalisation follows this bias, whose gradient is so 0
+    assert len(moving) == 3
+    assert all(not torch.equal(first[name], last[name]) for name in moving)
+
+
+def test_adapters_are_in_the_checkpoint_and_in_no_export(tmp_path: Path, trained: nn.Module) -> None:
+    module, run = distiller(copy.deepcopy(trained), hinted()), trainer(tmp_path, limit_val_batches=0)
+    run.fit(module, DigitsDataModule())
+    run.save_checkpoint(tmp_path / "kept.ckpt")
+    state = torch.load(tmp_path / "kept.ckpt", weights_only=True)["state_dict"]
+    assert {key.split(".")[0] for key in state} == {"student", "criteria"}
+    kept = adapters_of(state)
+    expected = module.criteria.losses["hint"].state_dict()
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in kept.items())
+    plain = set(Net(2).state_dict())
+    assert read_weights(tmp_path / "kept.ckpt").keys() == {f"student.{name}" for name in plain}
+    assert module.student is not None
+    save_weights(module.student, tmp_path / "student.safetensors")
+    assert read_weights(tmp_path / "student.safetensors").keys() == plain
+    for file in ("kept.ckpt", "student.safetensors"):
+        other = Net(2)
+        load_weights(other, tmp_path / file)
+        assert torch.equal(other.head.weight, module.student.get_parameter("head.weight"))
+
+
+def test_an_interrupted_training_with_adapters_ends_where_the_whole_one_does(
+    tmp_path: Path, trained: nn.Module
+) -> None:
+    def module() -> OfflineDistiller:
+        torch.manual_seed(1)
+        return distiller(copy.deepcopy(trained), hinted(), student=Net(2))
+
+    pl.seed_everything(4)
+    whole, first, second = module(), module(), module()
+    trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(whole, DigitsDataModule())
+    run = trainer(tmp_path, max_epochs=2, max_steps=3, limit_val_batches=0)
+    run.fit(first, DigitsDataModule())
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    run = trainer(tmp_path, max_epochs=2, limit_val_batches=0)
+    run.fit(second, DigitsDataModule(), ckpt_path=tmp_path / "half.ckpt")
+    assert run.global_step == 6
+    ends, half = (dict(m.state_dict()) for m in (whole, first))
+    assert adapters_of(ends)
+    assert all(torch.equal(value, ends[name]) for name, value in second.state_dict().items())
+    assert any(not torch.equal(value, adapters_of(ends)[name]) for name, value in adapters_of(half).items())
+
+
+def test_adapters_start_from_seed_and_term_whatever_else_is_built(tmp_path: Path, trained: nn.Module) -> None:
+    more = {"more": Term(Hint("linear"), student="head:in", teacher="head:in"), "kd": Term(SoftTarget())}
+    starts = []
+    for seed, others, width in ((7, {}, 8), (7, more, 8), (8, {}, 8)):
+        pl.seed_everything(seed)
+        torch.manual_seed(len(others))  # and whatever was drawn before
+        watch = Watch()
+        module = distiller(copy.deepcopy(trained), {**others, **hinted()}, student=Net(width))
+        run = trainer(tmp_path, watch, limit_train_batches=1, limit_val_batches=0)
+        run.fit(module, DigitsDataModule())
+        starts.append(adapters_of(watch.before[0]))
+    alone, beside, other = starts
+    assert alone.keys() == beside.keys()
+    assert all(torch.equal(alone[name], beside[name]) for name in alone)
+    assert any(not torch.equal(alone[name], other[name]) for name in alone)
+
+
+class Kept(Loss):
+    """Keeps what it is told of the run."""
+
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"train_targets", "student_classifier", "teacher_classifier", "teacher_norms"}
+    )
+    student_tap: ClassVar[str] = "embedding"
+    teacher_tap: ClassVar[str] = "body.2:in"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[str, Any] = {}
+        self.given: list[Tensor] = []
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, **told: Any) -> Tensor:
+        self.told, self.given = told, [student, teacher]
+        return student.square().mean()
+
+
+def test_losses_are_told_what_they_need_of_student_teacher_and_data(tmp_path: Path, trained: nn.Module) -> None:
+    loss, teacher, data = Kept(), copy.deepcopy(trained), DigitsDataModule()
+    module = distiller(teacher, {"kept": Term(loss)})
+    trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(module, data)
+    assert module.student is not None
+    assert torch.equal(loss.told["train_targets"], data.train_targets)
+    assert loss.told["student_classifier"] is module.student.get_submodule("head")
+    embedding = torch.randn(3, 36 * 8)
+    torch.testing.assert_close(loss.told["teacher_classifier"](embedding), teacher.get_submodule("head")(embedding))
+    ((mean, std),) = loss.told["teacher_norms"]
+    norm = teacher.get_submodule("body.1")
+    assert torch.equal(mean, norm.bias)
+    assert torch.equal(std, norm.weight.abs())
+    assert loss.given[0].shape[1:] == (36 * 2,)
+    assert loss.given[1].shape[1:] == (8, 6, 6)
+    assert (loss.given[1] < 0).any()
+
+
+def test_what_is_matched_and_what_to_know_is_shown_before_the_training(
+    tmp_path: Path, trained: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    crd = Term(CRD(dim=8, negatives=16), 0.1, student="head:in", teacher="head:in")
+    with caplog.at_level(logging.INFO):
+        trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(
+            distiller(copy.deepcopy(trained), hinted(crd=crd)), DigitsDataModule()
+        )
+    assert "what is matched" in caplog.text
+    assert "body.2  2 x 6 x 6" in caplog.text
+    assert "body.2  8 x 6 x 6" in caplog.text
+    assert "criteria.crd: " in caplog.text
+
+
+def test_training_targets_that_nobody_knows_stop_before_step_0(tmp_path: Path, trained: nn.Module) -> None:
+    loader = DataLoader(TensorDataset(torch.randn(16, 1, 8, 8), torch.arange(16) % 10), batch_size=8)
+    criteria = {"crd": Term(CRD(dim=8, negatives=4), student="head:in", teacher="head:in")}
+    module, run = distiller(copy.deepcopy(trained), criteria, num_classes=10), trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"criteria\.crd: the loss needs train_targets, the classes of all training"):
+        run.fit(module, loader)
+    assert run.global_step == 0
+
+
+class Answers(Teacher):
+    """A teacher that is no single network."""
+
+    check = False
+    expected_top1 = None
+
+    def setup(self, num_classes: int, views: Views, taps: Any) -> None: ...
+
+    def to(self, device: torch.device) -> None: ...
+
+    def plan(self) -> TapPlan:
+        return TapPlan({"embedding": "embedding"}, {"embedding": (2, 4), "logits": (2, 10)})
+
+    def __call__(self, batch: Batch, view: str = "default") -> Outputs:
+        return Outputs(torch.zeros(len(batch), 10), {"embedding": torch.zeros(len(batch), 4)})
+
+
+def test_a_teacher_without_a_classifier_stops_a_loss_that_needs_one_before_step_0(tmp_path: Path) -> None:
+    term = Term(SRRL(), student="body.2")
+    module = OfflineDistiller(Net(2), Answers(), {"srrl": term}, sgd())
+    run = trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"criteria\.srrl: a Answers has no single classifier that a loss could use"):
+        run.fit(module, DigitsDataModule())
+    assert run.global_step == 0
+
+
+def test_a_classifier_that_no_teacher_has_stops_a_loss_that_needs_it(tmp_path: Path) -> None:
+    class Needs(CrossEntropy):
+        needs: ClassVar[frozenset[str]] = frozenset({"teacher_classifier"})
+
+    run = trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"criteria\.ce: the loss needs teacher_classifier, but Classifier has no tea"):
+        run.fit(Classifier(Net(2), sgd(), loss=Needs()), DigitsDataModule())
+    assert run.global_step == 0
+
+
+def test_shapes_that_a_loss_cannot_match_are_an_error_that_names_the_term(tmp_path: Path, trained: nn.Module) -> None:
+    criteria = {"hint": Term(Hint(), student="body.2", teacher="head:in")}
+    with pytest.raises(ValueError, match=r"criteria\.hint: student and teacher must both be maps or both be vectors"):
+        trainer(tmp_path).fit(distiller(copy.deepcopy(trained), criteria), DigitsDataModule())
+
+
+@pytest.fixture
+def simkd(tmp_path: Path) -> tuple[Network, Network]:
+    """The recipes of SimKD's student and of its teacher."""
+    torch.manual_seed(2)
+    teacher = Network("cifar_resnet8").build(10, 1, "teacher")
+    save_weights(teacher, tmp_path / "teacher.safetensors")
+    fields = {"name": "cifar_resnet8", "weights": str(tmp_path / "teacher.safetensors")}
+    kwargs = {"student": {"name": "cifar_resnet14"}, "teacher": fields}
+    return Network("kd_lightning.models.SimKDStudent", kwargs=kwargs), Network(**fields)
+
+
+def test_simkd_trains_backbone_and_projector_and_keeps_the_teachers_classifier(
+    tmp_path: Path, simkd: tuple[Network, Network]
+) -> None:
+    student, teacher = simkd
+    pl.seed_everything(5)
+    hint = Term(Hint("none"), student="projector", teacher="last_map")
+    module = OfflineDistiller(student, FrozenTeacher(teacher, check=False), {"hint": hint}, sgd(0.05, 0.1))
+    watch = Watch()
+    run = trainer(tmp_path, watch, limit_val_batches=0)
+    run.fit(module, DigitsDataModule())
+    net = module.student
+    assert isinstance(net, SimKDStudent)
+    assert watch.trained == {*net.backbone.parameters(), *net.projector.parameters()}
+    plain = Network("cifar_resnet14").build(10, 1).state_dict()
+    start = {name.removeprefix("student.backbone."): value for name, value in watch.before[0].items()}
+    started = {name for name in plain if name in start}
+    assert started == {name for name, _ in net.backbone.named_parameters()}
+    assert all(torch.equal(plain[name], start[name]) for name in started)
+    last = dict(module.named_parameters())
+    changed = {name.split(".")[1] for name in last if not torch.equal(watch.before[0][name], last[name])}
+    assert changed == {"backbone", "projector"}
+    own = teacher.build(10, 1).get_submodule("fc")
+    assert torch.equal(net.classifier.weight, own.weight)
+    run.save_checkpoint(tmp_path / "kept.ckpt")
+    twin = student.build(10, 1)
+    load_weights(twin, tmp_path / "kept.ckpt")
+    image = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(twin.eval()(image), net.eval()(image))
