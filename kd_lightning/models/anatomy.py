@@ -45,7 +45,7 @@ class HasClassifier(Protocol):
     """A network that gives its classifier, as timm's do; a pair where it has two heads."""
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
-        """The last layer."""
+        """The last layer; of two heads, the first is taken."""
 
 
 def is_symbol(tap: str) -> bool:
@@ -230,6 +230,8 @@ def _is_map_of(feature: Tensor | None, embedding: Tensor | None) -> bool:
 def norm_before(network: nn.Module, tap: str) -> nn.BatchNorm2d:
     """The batch normalisation in front of a tap before an activation: the last in its block that is declared before.
 
+    One of the block's own comes before one inside a part of the block, as a shortcut is.
+
     Args:
         network: Whose tap it is.
         tap: As ``stages.0.8.act2:in``.
@@ -239,11 +241,14 @@ def norm_before(network: nn.Module, tap: str) -> nn.BatchNorm2d:
     """
     block, _, own = place(tap).module.rpartition(".")
     owner = network.get_submodule(block) if block else network
-    found = owner if isinstance(owner, nn.BatchNorm2d) else None
-    for name, child in owner.named_children():
-        if name == own:
-            break
-        found = child if isinstance(child, nn.BatchNorm2d) else found
-    if found is None or not found.affine:
+    children = dict(owner.named_children())
+    before = [child for name, child in children.items() if list(children).index(name) < list(children).index(own)]
+    own_norms: list[nn.BatchNorm2d] = [owner] if isinstance(owner, nn.BatchNorm2d) else []
+    own_norms += [child for child in before if isinstance(child, nn.BatchNorm2d)]
+    inner: list[nn.BatchNorm2d] = [
+        module for child in before for module in child.modules() if isinstance(module, nn.BatchNorm2d)
+    ]
+    found = (own_norms or inner)[-1:]
+    if not found or not found[0].affine:
         raise ValueError(f"tap {tap!r}: there is no batch normalisation with scale and shift in front of it")
-    return found
+    return found[0]

@@ -230,8 +230,13 @@ class FrozenTeacher(Teacher):
         Raises:
             ValueError: if there is none in front of one.
         """
-        found = [norm_before(self._ready(), name) for name in several(self._plan.names[tap])]
-        return [(norm.bias.detach().float(), norm.weight.detach().float().abs()) for norm in found]
+        found = []
+        for name, shape in zip(several(self._plan.names[tap]), several(self._plan.shapes[tap]), strict=True):
+            norm = norm_before(self._ready(), name)
+            if norm.num_features != shape[1]:
+                raise ValueError(f"tap {name!r} has {shape[1]} channels, the batch normalisation {norm.num_features}")
+            found.append((norm.bias.detach().float(), norm.weight.detach().float().abs()))
+        return found
 
     @torch.no_grad()
     def __call__(self, batch: Batch, view: str = "default") -> Outputs:
