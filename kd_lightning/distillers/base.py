@@ -1,11 +1,12 @@
 """What every training scheme shares: one student, criteria, an optimizer, and the evaluation of the student."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch, as_batch, check_labels
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.data_facts import classes_of, train_targets_of, views_of
-from kd_lightning.distillers.learning_rate import StretchedToTraining
 from kd_lightning.distillers.meter import TermMeter
-from kd_lightning.distillers.metrics import Evaluation
+from kd_lightning.distillers.metrics import Evaluations
 from kd_lightning.distillers.nonfinite import stop_if_not_finite
-from kd_lightning.distillers.optimizing import Decayed, check_unchanged, parameter_groups
+from kd_lightning.distillers.optimizing import Decayed, parameter_groups
+from kd_lightning.distillers.scheduling import scheduled
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.distillers.unreached import Unreached
 from kd_lightning.models import Network, NetworkLike, Outputs, Views
@@ -85,6 +86,14 @@ class Distiller(pl.LightningModule, ABC):
     def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
         """What it answers to these views of a batch."""
 
+    def parts(self) -> Sequence[str]:
+        """Names of what is examined beside the student's own answer, for instance its heads."""
+        return ()
+
+    def examined(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits ``[N, C]`` of the student, and of each of its parts, for the evaluation."""
+        return self(image), {}
+
     # Building
 
     def configure_model(self) -> None:
@@ -116,8 +125,8 @@ class Distiller(pl.LightningModule, ABC):
         self._teacher_plan = self.prepare(num_classes, views)
         self.criteria.build(self._plan, self._teacher_plan)
         self.num_classes = num_classes
-        self.val_metrics = Evaluation(num_classes, teacher=False, full=False)
-        self.test_metrics = Evaluation(num_classes, teacher=self.has_teacher, full=True)
+        self.val_metrics = Evaluations(self.parts(), num_classes, teacher=False, full=False)
+        self.test_metrics = Evaluations(self.parts(), num_classes, teacher=self.has_teacher, full=True)
 
     def fact(self, need: str, term: Term) -> object:
         """What a loss needs to know of the run; a scheme adds what it knows of the teacher.
@@ -142,19 +151,7 @@ class Distiller(pl.LightningModule, ABC):
         """One optimizer for the student and the adapters."""
         trained = nn.ModuleDict({"student": self._student(), "criteria": self.criteria})
         optimizer = self.make_optimizer(parameter_groups(trained, self.weight_decay_on))
-        scheduler = self.make_scheduler(optimizer) if self.make_scheduler is not None else None
-        if isinstance(scheduler, StretchedToTraining):
-            scheduler.stretch(self._training_length())
-        if (restored := self._restored) is not None:
-            plain = None if isinstance(scheduler, ReduceLROnPlateau) else scheduler
-            schedules = [] if isinstance(scheduler, ReduceLROnPlateau) else restored["lr_schedulers"]
-            check_unchanged(optimizer, plain, restored["optimizer_states"], schedules)
-        if scheduler is None:
-            return optimizer
-        schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.scheduler_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            schedule["monitor"] = scheduler.monitor
-        return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": schedule})
+        return scheduled(optimizer, self.make_scheduler, self.scheduler_interval, self._training_length, self._restored)
 
     def _training_length(self) -> int:
         if self.scheduler_interval == "step":
@@ -265,7 +262,7 @@ class Distiller(pl.LightningModule, ABC):
         """Take in the student's answers; distillation terms are for training only."""
         batch = as_batch(batch)
         if len(batch):
-            self.val_metrics.update(self(batch.image), batch.target)
+            self.val_metrics.update(*self.examined(batch.image), batch.target)
 
     def on_validation_epoch_end(self) -> None:
         """Log the student's figures as ``val/*``."""
@@ -277,7 +274,7 @@ class Distiller(pl.LightningModule, ABC):
         batch = as_batch(batch)
         if len(batch):
             teacher = self.teach(batch, {"default"})["default"].logits if self.has_teacher else None
-            self.test_metrics.update(self(batch.image), batch.target, teacher)
+            self.test_metrics.update(*self.examined(batch.image), batch.target, teacher)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures as ``test/*``."""

@@ -1,5 +1,6 @@
 """What is measured on held-out images: the student's figures, the teacher's, and how far they agree."""
 
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch.nn.functional as F
@@ -68,4 +69,35 @@ class Evaluation(nn.Module):
         figures = {name: float(metric.compute()) for name, metric in cast(dict[str, Metric], self.metrics).items()}
         for metric in self.metrics.values():
             cast(Metric, metric).reset()
+        return figures
+
+
+class Evaluations(nn.Module):
+    """An `Evaluation` of the student, and one of each of its parts, whose figures are prefixed by the part's name.
+
+    Args:
+        parts: Names of what is examined beside the student's own answer.
+        num_classes: C.
+        teacher: Whether a teacher's answers come too; it is compared with the student's own answer.
+        full: Also those figures that only the test reports.
+    """
+
+    def __init__(self, parts: Sequence[str], num_classes: int, *, teacher: bool, full: bool) -> None:
+        super().__init__()
+        self.own = Evaluation(num_classes, teacher=teacher, full=full)
+        self.parts = nn.ModuleDict({part: Evaluation(num_classes, teacher=False, full=full) for part in parts})
+
+    def update(
+        self, logits: Tensor, parts: Mapping[str, Tensor], target: Tensor, teacher: Tensor | None = None
+    ) -> None:
+        """Take in logits ``[N, C]`` of the student and of each part, labels, and the teacher's logits."""
+        self.own.update(logits, target, teacher)
+        for name, part in self.parts.items():
+            cast(Evaluation, part).update(parts[name], target)
+
+    def compute(self) -> dict[str, float]:
+        """The figures over all ranks, and a fresh start."""
+        figures = self.own.compute()
+        for name, part in self.parts.items():
+            figures |= {f"{name}_{figure}": value for figure, value in cast(Evaluation, part).compute().items()}
         return figures

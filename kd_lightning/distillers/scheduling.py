@@ -1,0 +1,45 @@
+"""An optimizer with its learning-rate schedule, checked against what a checkpoint is about to restore over them."""
+
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim import Optimizer
+
+from kd_lightning.distillers.learning_rate import StretchedToTraining
+from kd_lightning.distillers.optimizing import check_unchanged
+
+
+def scheduled(
+    optimizer: Optimizer,
+    make_scheduler: LRSchedulerCallable | None,
+    interval: Literal["epoch", "step"],
+    length: Callable[[], int],
+    restored: dict[str, Any] | None,
+) -> OptimizerLRScheduler:
+    """What Lightning takes from ``configure_optimizers``.
+
+    Args:
+        optimizer: Fresh.
+        make_scheduler: Makes a learning-rate schedule from it; None keeps the rate.
+        interval: Whether the schedule advances with epochs or with optimizer steps.
+        length: The whole training in these intervals; asked only by a schedule that is stated in shares of it.
+        restored: States of optimizers and schedules of a checkpoint that is being resumed, if any.
+
+    Raises:
+        ValueError: if the checkpoint was made with other settings.
+    """
+    scheduler = make_scheduler(optimizer) if make_scheduler is not None else None
+    if isinstance(scheduler, StretchedToTraining):
+        scheduler.stretch(length())
+    if restored is not None:
+        plain = None if isinstance(scheduler, ReduceLROnPlateau) else scheduler
+        schedules = [] if isinstance(scheduler, ReduceLROnPlateau) else restored["lr_schedulers"]
+        check_unchanged(optimizer, plain, restored["optimizer_states"], schedules)
+    if scheduler is None:
+        return optimizer
+    schedule: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        schedule["monitor"] = scheduler.monitor
+    return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": schedule})
