@@ -49,7 +49,7 @@ run: setup ## Train a teacher, a student alone and a distilled student on real i
 	$(BIN)/python -m kd_lightning.quickstart
 
 test: setup ## Run the tests, but the slow ones, and measure their coverage
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 --durations=15
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 --durations=15
 
 test-slow: setup ## Run the slow tests
 	$(BIN)/python -m pytest -m slow --durations=15
