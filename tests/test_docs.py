@@ -41,6 +41,7 @@ def test_what_needs_labels_is_told(generator: ModuleType) -> None:
     assert with_labels == {
         "CrossEntropy",
         "CRD",
+        "CWTM",
         "CurriculumTemperature",
         "DKD",
         "InBatchCRD",

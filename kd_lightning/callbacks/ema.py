@@ -50,6 +50,17 @@ class StudentEMA(pl.Callback):
         self.average = self._build(pl_module)
         self._steps = trainer.global_step
 
+    def stand_in(self, module: pl.LightningModule) -> nn.Module | None:
+        """The average, if it is what is evaluated; also that of a checkpoint whose training does not go on."""
+        if self.average is None and self._restored is not None:
+            self.average = self._build(module)
+        return self.average.module if self.average is not None and self.evaluate else None
+
+    def restart(self, module: pl.LightningModule) -> None:
+        """Start from the student as it is: a new generation."""
+        self._restored = None
+        self.average = self._build(module)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -87,7 +98,7 @@ class StudentEMA(pl.Callback):
     def _swap_in(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not self.evaluate:
             return
-        if self.average is None and trainer.ckpt_path and not trainer.training:
+        if self.average is None and trainer.ckpt_path and not (trainer.training or trainer.sanity_checking):
             stored = torch.load(Path(trainer.ckpt_path), map_location="cpu", weights_only=True)
             if KEY in stored:
                 self._restored = stored[KEY]

@@ -1,4 +1,8 @@
-"""Recipes: a teacher's weights may name the configuration that makes them; it is trained first, once."""
+"""Recipes: a teacher's weights may name the configuration that makes them; it is trained first, once.
+
+That configuration may name a recipe of its own: so a chain of assistants is the same link repeated, each a run in a
+folder of its own.
+"""
 
 import hashlib
 import os
@@ -8,14 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 from jsonargparse import Namespace
 
 from kd_lightning import trust
 from kd_lightning.cli.run_naming import INHERITED, RUNS
+from kd_lightning.models.network import AT_EPOCH
 from kd_lightning.run_folder import RunFolder
 
 EXPERIMENT = "recipes"
+HURRIED = "KD_LIGHTNING_HURRIED"  # a dry run tells the recipes of its recipes how few steps are asked for
 LAUNCHED = ("LOCAL_", "GROUP_", "ROLE_", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_", "PL_")
 
 
@@ -46,11 +53,29 @@ def found_config(recipe: str, beside: Sequence[Path]) -> Path:
     raise FileNotFoundError(f"weights.recipe: there is no configuration {recipe}, in no folder above {beside} either")
 
 
+def digest(config: Path, above: Sequence[Path] = ()) -> str:
+    """A hash of the texts of a recipe and of those that it names.
+
+    Args:
+        config: The recipe.
+        above: The recipes that led to it.
+
+    Raises:
+        ValueError: if a recipe leads back to itself.
+    """
+    if config.resolve() in above:
+        circle = " -> ".join(path.name for path in (*above, config))
+        raise ValueError(f"weights.recipe: a recipe must not need itself, got {circle}")
+    text = config.read_bytes()
+    named = [node["weights"]["recipe"].partition(AT_EPOCH)[0] for node in _recipes(yaml.safe_load(text))]
+    parts = [digest(found_config(name, [config]), (*above, config.resolve())).encode() for name in named]
+    return hashlib.sha256(b"".join([text, *parts])).hexdigest()
+
+
 def run_of_recipe(config: Path, steps: int = 0) -> RunFolder:
-    """Where the run of a recipe is: its name holds a hash of the file's text, so an edited recipe is another run."""
-    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:8]
+    """Where the run of a recipe is: its name holds its `digest`, so an edited text, or teacher, makes another run."""
     hurried = f"-{steps}-steps" if steps else ""
-    return RunFolder(RUNS / EXPERIMENT / f"{config.stem}-{digest}{hurried}")
+    return RunFolder(RUNS / EXPERIMENT / f"{config.stem}-{digest(config)[:8]}{hurried}")
 
 
 def train(config: Path, steps: int = 0) -> RunFolder:
@@ -78,7 +103,10 @@ def train(config: Path, steps: int = 0) -> RunFolder:
                 command += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={steps}"]
                 command += [f"--trainer.limit_val_batches={steps}"]
         allowed = [word for module in sorted(trust.ALLOWED - trust.BUILT_IN) for word in ("--allow", module)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHED) and k != INHERITED}
+        left_out = {INHERITED, HURRIED}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHED) and k not in left_out}
+        if steps:
+            environment[HURRIED] = str(steps)
         print(f"kd-lightning: training the recipe {config} in {folder.path} first", flush=True)
         done = subprocess.run([sys.executable, "-m", "kd_lightning", *command, *allowed], env=environment, check=False)
         if done.returncode:
@@ -86,19 +114,32 @@ def train(config: Path, steps: int = 0) -> RunFolder:
     return folder
 
 
+def unexamined(node: Any) -> None:
+    """Let every teacher of a configuration teach without an examination."""
+    if isinstance(node, Namespace | dict):
+        items = vars(node) if isinstance(node, Namespace) else node
+        if "check" in items and "network" in items:
+            node["check"] = False
+        for value in items.values():
+            unexamined(value)
+
+
 def resolve_recipes(config: Namespace, beside: Sequence[Path], replace: bool) -> None:
     """Find every recipe's file and, with ``replace``, put the folder of its finished run in its place.
 
-    In a fast_dev_run a recipe that has no finished run is trained for as few steps, and the teacher is not examined.
+    In a fast_dev_run a recipe that has no finished run is trained for as few steps, as are those that it needs, and who
+    learns from it does not examine it.
     """
     for node in list(_recipes(config)):
-        path = found_config(node["weights"]["recipe"], beside)
+        name, at, epoch = node["weights"]["recipe"].partition(AT_EPOCH)
+        path = found_config(name, beside)
         if not replace:
-            node["weights"] = {"recipe": str(path)}
+            node["weights"] = {"recipe": f"{path}{at}{epoch}"}
             continue
-        steps = int(config.trainer.get("fast_dev_run") or 0)
-        if steps and not run_of_recipe(path).record.exists():
-            config.model.init_args.teacher.init_args.check = False
-        else:
+        steps = int(config.trainer.get("fast_dev_run") or os.environ.get(HURRIED, 0))
+        if run_of_recipe(path).record.exists():
             steps = 0
-        node["weights"] = str(train(path, steps).path)
+        run = train(path, steps)
+        node["weights"] = str(run.path) if steps else f"{run.path}{at}{epoch}"  # after so few steps there is no epoch
+        if steps:
+            unexamined(config)

@@ -6,6 +6,8 @@ from kd_lightning.datamodules.digits import DigitsDataModule
 from kd_lightning.datamodules.image_folder import ImageFolderDataModule
 from kd_lightning.datamodules.imagenet import ImageNetDataModule
 from kd_lightning.datamodules.mixing import Mixing
+from kd_lightning.datamodules.no_training_images import NoTrainingImages
+from kd_lightning.datamodules.transfer import TransferSet
 from kd_lightning.datamodules.views import View
 
 __all__ = [
@@ -16,5 +18,7 @@ __all__ = [
     "ImageFolderDataModule",
     "ImageNetDataModule",
     "Mixing",
+    "NoTrainingImages",
+    "TransferSet",
     "View",
 ]

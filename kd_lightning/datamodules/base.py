@@ -70,6 +70,20 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size or global_batch_size
         self.val_fraction, self.validate_on_test, self.drop_last = val_fraction, validate_on_test, drop_last
         self.repeats, self.seed = repeats, seed
+        self.reads_training_set = True
+
+    def forgo_training_set(self) -> None:
+        """Let `setup` read the test set alone: the classes come from it, and there is nothing else to train on.
+
+        Raises:
+            ValueError: if the validation set is a part of the training set.
+        """
+        if self.val_fraction > 0:
+            raise ValueError(
+                f"val_fraction must be 0 where the training set is not read, got {self.val_fraction}: the validation "
+                "split would be held out of it; set validate_on_test to true, or do without validation"
+            )
+        self.reads_training_set = False
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from kd_lightning.datamodules.decoded import read_decoded
+from kd_lightning.datamodules.decoded import read_decoded, read_decoded_test_set
 from kd_lightning.datamodules.in_memory import ImageArrays, InMemoryDataModule
 from kd_lightning.datamodules.mixing import Mixing
 from kd_lightning.datamodules.views import View
@@ -24,21 +24,23 @@ def download_cifar(root: Path, archive: type[CIFAR10], folder: str) -> None:
         archive(str(root), download=True)
 
 
-def read_archive(root: Path, archive: type[CIFAR10]) -> ImageArrays:
-    """The unpacked archive, rows in its own order.
+def read_archive(root: Path, archive: type[CIFAR10], training: bool = True) -> ImageArrays:
+    """The unpacked archive, rows in its own order; without ``training`` no training image is read.
 
     Raises:
         ValueError: if a file is missing or has another checksum than torchvision knows.
     """
     try:
-        train, test = archive(str(root), train=True), archive(str(root), train=False)
+        test = archive(str(root), train=False)
+        train = archive(str(root), train=True) if training else None
     except RuntimeError as error:
         raise ValueError(f"{archive_folder(root, archive)} is not the whole official archive: remove it") from error
-    labels = [np.array(part.targets, dtype=np.int64) for part in (train, test)]
-    return ImageArrays(train.data, labels[0], test.data, labels[1], tuple(train.classes))
+    images, targets = (test.data[:0], []) if train is None else (train.data, train.targets)
+    labels = [np.array(part, dtype=np.int64) for part in (targets, test.targets)]
+    return ImageArrays(images, labels[0], test.data, labels[1], tuple(test.classes))
 
 
-def read_cifar(root: Path, archive: type[CIFAR10], folder: str, num_classes: int) -> ImageArrays:
+def read_cifar(root: Path, archive: type[CIFAR10], folder: str, num_classes: int, training: bool = True) -> ImageArrays:
     """The data set from the first of the two layouts that is there.
 
     The layouts number the classes alike, but not the samples.
@@ -48,15 +50,16 @@ def read_cifar(root: Path, archive: type[CIFAR10], folder: str, num_classes: int
         archive: torchvision's class; its layout is ``<root>/<archive.base_folder>/``.
         folder: The other layout is ``<root>/<folder>/{train,test}/<class>/*``, in any format that Pillow reads.
         num_classes: That there must be.
+        training: Whether the training images are read.
 
     Raises:
         FileNotFoundError: if the data set is in neither place.
         ValueError: if it is damaged, or has another number of classes.
     """
     if archive_folder(root, archive).is_dir():
-        arrays = read_archive(root, archive)
+        arrays = read_archive(root, archive, training)
     elif (root / folder).is_dir():
-        arrays = read_decoded(root / folder, SIZE)
+        arrays = (read_decoded if training else read_decoded_test_set)(root / folder, SIZE)
     else:
         raise FileNotFoundError(
             f"{archive.__name__} is neither in {archive_folder(root, archive)} (torchvision's archive, unpacked) nor "
@@ -129,6 +132,10 @@ class CIFAR10DataModule(InMemoryDataModule):
         """The data set, from the layout that is there."""
         return read_cifar(self.root, CIFAR10, "cifar10", 10)
 
+    def read_test_set(self) -> ImageArrays:
+        """The test set alone, from the layout that is there."""
+        return read_cifar(self.root, CIFAR10, "cifar10", 10, training=False)
+
 
 class CIFAR100DataModule(InMemoryDataModule):
     """CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels in 100 fine classes (A. Krizhevsky, 2009).
@@ -190,3 +197,7 @@ class CIFAR100DataModule(InMemoryDataModule):
     def read(self) -> ImageArrays:
         """The data set, from the layout that is there."""
         return read_cifar(self.root, CIFAR100, "cifar100", 100)
+
+    def read_test_set(self) -> ImageArrays:
+        """The test set alone, from the layout that is there."""
+        return read_cifar(self.root, CIFAR100, "cifar100", 100, training=False)

@@ -44,8 +44,8 @@ class Listing(NamedTuple):
     fingerprint: str
 
 
-def list_images(folder: Path) -> Listing:
-    """The images under ``<folder>/{train,test}/<class>/``, classes and files sorted by name.
+def list_images(folder: Path, parts: Sequence[str] = PARTS) -> Listing:
+    """The images of some parts under ``<folder>/{train,test}/<class>/``, classes and files sorted by name.
 
     Files beside the class folders, and other things beside ``train`` and ``test``, are not looked at.
 
@@ -53,13 +53,13 @@ def list_images(folder: Path) -> Listing:
         FileNotFoundError: if ``train`` or ``test`` is missing.
         ValueError: if a class has no images, or the two parts have different classes.
     """
-    files: dict[str, list[str]] = {part: [] for part in PARTS}
+    files: dict[str, list[str]] = {part: [] for part in parts}
     labels: dict[str, NDArray[np.int64]] = {}
     classes: dict[str, list[str]] = {}
     digest = hashlib.sha256()
-    for part in PARTS:
+    for part in parts:
         if not (folder / part).is_dir():
-            raise FileNotFoundError(f"{folder} must hold the folders train and test, {part} is missing")
+            raise FileNotFoundError(f"{folder} must hold the folders {' and '.join(parts)}, {part} is missing")
         classes[part] = sorted(entry.name for entry in os.scandir(folder / part) if entry.is_dir())
         counts = []
         for name in classes[part]:
@@ -72,10 +72,10 @@ def list_images(folder: Path) -> Listing:
                 files[part].append(path)
             counts.append(len(inside))
         labels[part] = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    if classes["train"] != classes["test"]:
+    if classes[parts[0]] != classes[parts[-1]]:
         odd = sorted(set(classes["train"]) ^ set(classes["test"]))
         raise ValueError(f"train and test in {folder} must have the same classes, only in one of them: {odd}")
-    return Listing(files, labels, tuple(classes["train"]), digest.hexdigest())
+    return Listing(files, labels, tuple(classes[parts[-1]]), digest.hexdigest())
 
 
 def decode(path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -185,3 +185,20 @@ def read_decoded(folder: Path, size: tuple[int, int]) -> ImageArrays:
     return ImageArrays(
         images["train"], listing.labels["train"], images["test"], listing.labels["test"], listing.classes
     )
+
+
+def read_decoded_test_set(folder: Path, size: tuple[int, int]) -> ImageArrays:
+    """The images under ``<folder>/test/<class>/``, decoded; ``<folder>/train`` is not looked at.
+
+    Args:
+        folder: Of the data set.
+        size: (height, width) of the images.
+
+    Raises:
+        FileNotFoundError: if ``test`` is missing.
+        ValueError: if a class is empty, or a file is not an image of that size.
+    """
+    listing = list_images(folder, ("test",))
+    none, no_labels = np.empty((0, *size, 3), dtype=np.uint8), np.empty(0, dtype=np.int64)
+    images = decode_all(listing.files["test"], size)
+    return ImageArrays(none, no_labels, images, listing.labels["test"], listing.classes)

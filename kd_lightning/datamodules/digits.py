@@ -13,6 +13,16 @@ MEAN = (0.3053,)
 STD = (0.3758,)
 
 
+def digits() -> ImageArrays:
+    """The digits, their grey values 0 … 16 spread over 0 … 255."""
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    train, test = train_test_split(np.arange(len(labels)), test_size=TEST_SIZE, stratify=labels, random_state=0)
+    train, test = np.sort(train), np.sort(test)
+    classes = tuple(str(digit) for digit in range(10))
+    return ImageArrays(images[train], labels[train], images[test], labels[test], classes)
+
+
 class DigitsDataModule(InMemoryDataModule):
     """The digits 0 to 9 in one grey channel of 8x8 pixels.
 
@@ -63,11 +73,11 @@ class DigitsDataModule(InMemoryDataModule):
             mixing=mixing,
         )
 
+    def read_test_set(self) -> ImageArrays:
+        """The digits without the training images; scikit-learn has both in one file."""
+        arrays = digits()
+        return arrays._replace(train_images=arrays.train_images[:0], train_labels=arrays.train_labels[:0])
+
     def read(self) -> ImageArrays:
         """The digits, their grey values 0 … 16 spread over 0 … 255."""
-        pixels, labels = load_digits(return_X_y=True)
-        images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-        train, test = train_test_split(np.arange(len(labels)), test_size=TEST_SIZE, stratify=labels, random_state=0)
-        train, test = np.sort(train), np.sort(test)
-        classes = tuple(str(digit) for digit in range(10))
-        return ImageArrays(images[train], labels[train], images[test], labels[test], classes)
+        return digits()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,10 @@ class ImageFiles:
     def path(self, row: int) -> Path:
         """The file in a row."""
         return self.folder / os.fsdecode(self.names[row])
+
+    def none(self) -> "ImageFiles":
+        """The same classes without files."""
+        return replace(self, names=self.names[:0], labels=self.labels[:0])
 
 
 def few(names: list[str]) -> str:

@@ -138,7 +138,11 @@ class ImageFolderDataModule(ImageDataModule):
         """
         if self._files is not None:
             return
-        train, test = list_images(self.root / self.train_dir), list_images(self.root / self.test_dir)
+        if self.reads_training_set:
+            train, test = list_images(self.root / self.train_dir), list_images(self.root / self.test_dir)
+        else:
+            test = list_images(self.root / self.test_dir)
+            train = test.none()
         require_same_classes(train, test)
         self._good = self._good_rows(train), self._good_rows(test)
         self.skipped = sum(int((~good).sum()) for good in self._good)
@@ -151,6 +155,8 @@ class ImageFolderDataModule(ImageDataModule):
             return good
         bad = bad_images(files) if self.trainer is None or self.trainer.is_global_zero else {}
         good[list(self.trainer.strategy.broadcast(bad) if self.trainer else bad)] = False
+        if not len(files):
+            return good
         gone = set(range(len(files.classes))) - set(files.labels[good].tolist())
         if gone:
             raise ValueError(f"class folder without good images: {files.folder / files.classes[min(gone)]}")

@@ -169,6 +169,14 @@ class InMemoryDataModule(ImageDataModule):
     def read(self) -> ImageArrays:
         """The data set, read or decoded; called once by `setup`."""
 
+    def read_test_set(self) -> ImageArrays:
+        """The data set with no training images, which are not even read; called once by `setup`.
+
+        Raises:
+            ValueError: if this data set cannot be read so.
+        """
+        raise ValueError(f"{type(self).__name__} cannot read its test set alone: give it a method read_test_set")
+
     def setup(self, stage: str | None = None) -> None:
         """Read both sets, check and pack them; a second call does nothing.
 
@@ -177,12 +185,11 @@ class InMemoryDataModule(ImageDataModule):
         """
         if self._stores:
             return
-        arrays = self.read()
-        cpu = torch.device("cpu")
-        stores = {
-            ("train", cpu): image_store(arrays.train_images, arrays.train_labels, len(arrays.classes), "training"),
-            ("test", cpu): image_store(arrays.test_images, arrays.test_labels, len(arrays.classes), "test"),
-        }
+        arrays = self.read() if self.reads_training_set else self.read_test_set()
+        cpu, classes = torch.device("cpu"), len(arrays.classes)
+        stores = {("test", cpu): image_store(arrays.test_images, arrays.test_labels, classes, "test")}
+        if self.reads_training_set:
+            stores["train", cpu] = image_store(arrays.train_images, arrays.train_labels, classes, "training")
         for (name, _), store in stores.items():
             if not len(store.target):
                 raise ValueError(f"the {'training' if name == 'train' else 'test'} set is empty")
@@ -202,6 +209,8 @@ class InMemoryDataModule(ImageDataModule):
         if not self._stores:
             raise RuntimeError(f"{type(self).__name__} has no data yet: call prepare_data() and setup() first")
         name = "test" if split == "test" else "train"
+        if name == "train" and not self.reads_training_set:
+            raise RuntimeError(f"the training set of {type(self).__name__} is not read, and was asked for")
         if (name, device) not in self._stores:
             self._stores[name, device] = self._stores[name, torch.device("cpu")].to(device)
         return self._stores[name, device]
@@ -214,7 +223,7 @@ class InMemoryDataModule(ImageDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a view; known after `setup`."""
-        store = self.store("train", torch.device("cpu"))
+        store = self.store("train" if self.reads_training_set else "test", torch.device("cpu"))
         _, height, width = store.packed.shape
         return store.channels, height, width
 

@@ -60,6 +60,7 @@ class EpochPlan:
         self.rows, self.global_batch_size, self.seed, self.train = rows, global_batch_size, seed, train
         self.repeats, self.rank, self.world = repeats, rank, world
         self.epoch = 0
+        self._period: int | None = None
         full, rest = divmod(len(rows), global_batch_size)
         kept = rest > 0 and not (drop_last or (train and rest < MIN_PER_RANK * world))
         self.dropped = 0 if kept else rest
@@ -70,9 +71,13 @@ class EpochPlan:
                 "lower data.global_batch_size, or set data.drop_last to false"
             )
 
+    def start_over_every(self, epochs: int) -> None:
+        """Describe epoch 0 again after so many, >= 1: a generation sees what a training of its own would see."""
+        self._period = epochs
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the plan describes next."""
-        self.epoch = epoch
+        """Choose the epoch that the plan describes next, counted from the start of the training."""
+        self.epoch = epoch if self._period is None else epoch % self._period
 
     @property
     def sampler(self) -> Self:

@@ -118,7 +118,7 @@ class Distiller(pl.LightningModule, ABC):
             self.student = recipe
         self.student.to(memory_format=self.memory_format)
         self._image_shape = views.image_shape
-        self._plan = plan(self.student, self.criteria.student_taps(), views.image_shape)
+        self._plan = self.planned(self.student, views.image_shape)
         self._submodules = self._plan.submodules()
         if (classes := several(self._plan.shapes[LOGITS])[0][1]) != num_classes:
             raise ValueError(f"the student has {classes} classes, the data {num_classes}")
@@ -127,6 +127,10 @@ class Distiller(pl.LightningModule, ABC):
         self.num_classes = num_classes
         self.val_metrics = Evaluations(self.parts(), num_classes, teacher=False, full=False)
         self.test_metrics = Evaluations(self.parts(), num_classes, teacher=self.has_teacher, full=True)
+
+    def planned(self, student: nn.Module, image_shape: tuple[int, int, int]) -> TapPlan:
+        """Where the student's taps are."""
+        return plan(student, self.criteria.student_taps(), image_shape)
 
     def fact(self, need: str, term: Term) -> object:
         """What a loss needs to know of the run; a scheme adds what it knows of the teacher.
@@ -168,6 +172,15 @@ class Distiller(pl.LightningModule, ABC):
 
     # Training
 
+    @property
+    def schedule_epoch(self) -> int:
+        """The epoch, from 0, that schedules go by and steps are named by; a generation counts its own."""
+        return self.current_epoch
+
+    def criteria_now(self) -> Criteria:
+        """What is learnt by at present."""
+        return self.criteria
+
     def forward(self, image: Tensor) -> Tensor:
         """The student's logits ``[N, C]`` for images ``[N, C, H, W]``."""
         logits: Tensor = self._student()(image.to(memory_format=self.memory_format))
@@ -175,19 +188,19 @@ class Distiller(pl.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Name what is random inside the step (dropout, drop path) by seed, epoch, batch and rank."""
-        torch.manual_seed(int(hashed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)))
+        torch.manual_seed(int(hashed(self.seed, "step", self.schedule_epoch, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The weighted sum of the terms, weighted by this rank's share of the global batch."""
         batch = as_batch(batch)
         if batch.index is None:
             check_labels(batch.target, self.num_classes or 0, batch_idx)
-        if missing := self.criteria.views() - batch.images.keys():
+        criteria, epoch = self.criteria_now(), self.schedule_epoch
+        if missing := (criteria.views() | criteria.asks_teacher(epoch)) - batch.images.keys():
             raise ValueError(f"criteria look at the views {sorted(missing)}, the batch has {sorted(batch.images)}")
-        epoch = self.current_epoch
-        student = {view: self._answer(batch.images[view]) for view in sorted(self.criteria.views())}
-        teacher = self.teach(batch, self.criteria.asks_teacher(epoch))
-        loss, values = self.criteria(student, teacher, batch, epoch)
+        student = {view: self._answer(batch.images[view]) for view in sorted(criteria.views())}
+        teacher = self.teach(batch, criteria.asks_teacher(epoch))
+        loss, values = criteria(student, teacher, batch, epoch)
         stop_if_not_finite(loss, values, batch, self)
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))

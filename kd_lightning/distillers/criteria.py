@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.schedules import Constant, Schedule
-from kd_lightning.losses.base import NEEDS, OF_THE_RUN, Loss, Shapes
+from kd_lightning.losses.base import NEEDS, OF_THE_RUN, Loss
 from kd_lightning.models import Outputs
 from kd_lightning.models.tap_plan import TapPlan, several
 from kd_lightning.models.taps import LOGITS
@@ -29,6 +29,8 @@ class Term:
             for a plain module.
         teacher: Tap or taps of the teacher; null where no teacher is asked.
         view: The view of the batch that both look at.
+        views: In place of it: those that the student looks at; of several, the loss gets a list in this order.
+        teacher_views: Those that the teacher looks at; null for the same.
     """
 
     loss: Loss | nn.Module
@@ -36,6 +38,8 @@ class Term:
     student: str | list[str] = DEFAULT
     teacher: str | list[str] | None = DEFAULT
     view: str = DEFAULT
+    views: list[str] | None = None
+    teacher_views: list[str] | None = None
 
     def schedule(self) -> Schedule:
         """The weight as a schedule."""
@@ -59,6 +63,14 @@ class Term:
         """Names of the teacher's taps; empty where no teacher is asked."""
         return _names(self.taps()[1])
 
+    def student_looks(self) -> list[str]:
+        """The views that the student looks at."""
+        return [self.view] if self.views is None else self.views
+
+    def teacher_looks(self) -> list[str]:
+        """The views that the teacher looks at."""
+        return self.student_looks() if self.teacher_views is None else self.teacher_views
+
 
 def _names(taps: str | Sequence[str] | None) -> list[str]:
     return [] if taps is None else [taps] if isinstance(taps, str) else list(taps)
@@ -70,7 +82,13 @@ def _picked(outputs: Outputs, taps: str | Sequence[str]) -> Tensor | list[Tensor
     return [value for name in taps for value in several(_picked(outputs, name))]
 
 
-def shapes_of(plan: TapPlan | None, taps: Sequence[str]) -> Shapes:
+def _seen(outputs: Mapping[str, Outputs], views: Sequence[str], taps: str | Sequence[str]) -> Tensor | list[Tensor]:
+    if len(views) == 1:
+        return _picked(outputs[views[0]], taps)
+    return [value for name in views for value in several(_picked(outputs[name], taps))]
+
+
+def shapes_of(plan: TapPlan | None, taps: Sequence[str]) -> list[tuple[int, ...]]:
     """Shapes of the parts of a term's taps, in order."""
     return [] if plan is None else [shape for name in taps for shape in several(plan.shapes[name])]
 
@@ -92,6 +110,8 @@ class Criteria(nn.Module):
         for name, term in terms.items():
             if unknown := self._needs(term) - NEEDS:
                 raise ValueError(f"criteria.{name}: the loss needs {sorted(unknown)}, known are {sorted(NEEDS)}")
+            if term.views == [] or term.teacher_views == []:
+                raise ValueError(f"criteria.{name}: views and teacher_views must name a view, or be null; got []")
             if "." in name or name == "loss":
                 raise ValueError(
                     f"criteria must not have a term called {name!r}: it is the name of the sum, or has a dot"
@@ -117,8 +137,8 @@ class Criteria(nn.Module):
         return sorted({name for term in self.terms.values() for name in term.teacher_taps()})
 
     def views(self) -> set[str]:
-        """Names of the views that are looked at."""
-        return {term.view for term in self.terms.values()}
+        """Names of the views that the student looks at."""
+        return {view for term in self.terms.values() for view in term.student_looks()}
 
     def build(self, student: TapPlan, teacher: TapPlan | None) -> None:
         """Tell every loss the shapes of its taps; its adapters start from (seed, name of the term).
@@ -131,7 +151,10 @@ class Criteria(nn.Module):
                 continue
             try:
                 with seeded(run_seed(), "adapters", name):
-                    term.loss.build(shapes_of(student, term.student_taps()), shapes_of(teacher, term.teacher_taps()))
+                    term.loss.build(
+                        shapes_of(student, term.student_taps()) * len(term.student_looks()),
+                        shapes_of(teacher, term.teacher_taps()) * len(term.teacher_looks()),
+                    )
             except ValueError as error:
                 raise ValueError(f"criteria.{name}: {error}") from error
 
@@ -166,7 +189,8 @@ class Criteria(nn.Module):
 
     def asks_teacher(self, epoch: int) -> set[str]:
         """Views on which some term that is active in an epoch asks the teacher."""
-        return {self.terms[name].view for name in self.active(epoch) if self.terms[name].teacher_taps()}
+        asking = [self.terms[name] for name in self.active(epoch) if self.terms[name].teacher_taps()]
+        return {view for term in asking for view in term.teacher_looks()}
 
     def forward(
         self,
@@ -199,8 +223,8 @@ class Criteria(nn.Module):
             needed = of_the_batch | self._facts.get(name, {})
             if missing := [need for need, value in needed.items() if value is None]:
                 raise ValueError(f"criteria.{name}: the loss needs {missing}, which this DataLoader does not give")
-            told = None if teacher_taps is None else _picked(teacher[term.view], teacher_taps)
-            value = cast(Tensor, term.loss(_picked(student[term.view], taps), told, batch.target, **needed))
+            told = None if teacher_taps is None else _seen(teacher, term.teacher_looks(), teacher_taps)
+            value = cast(Tensor, term.loss(_seen(student, term.student_looks(), taps), told, batch.target, **needed))
             if value.ndim != 0:
                 raise ValueError(f"criteria.{name}: a loss must return a scalar, got shape {tuple(value.shape)}")
             values[name] = value.detach()

@@ -1,29 +1,38 @@
-"""Offline distillation: a teacher that was trained before, and does not change."""
+"""Offline distillation: a teacher that was trained before, or the student's own average, or none at all."""
 
-import copy
-from collections.abc import Iterable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
 
-from kd_lightning.batch import Batch
+from kd_lightning.batch import Batch, as_batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Term
-from kd_lightning.distillers.examination import examine, judge
+from kd_lightning.distillers.knn import NearestNeighbours, training_images
 from kd_lightning.distillers.optimizing import Decayed
+from kd_lightning.distillers.teaching import (
+    OF_THE_TEACHER,
+    answers,
+    examine_first,
+    known_of,
+    require_question,
+    set_up,
+)
+from kd_lightning.distillers.unlabelled import check_unlabelled
 from kd_lightning.models import NetworkLike, Outputs, TapPlan, Teacher, Views
+
+TEACHER = "teacher"  # the key of what is trained of the teacher in a checkpoint
 
 
 class OfflineDistiller(Distiller):
     """A student that learns from a teacher's answers to the very images that it sees, and from the labels.
 
-    The teacher is no part of this module's state: not in its checkpoints, optimizer, or train mode.
+    The teacher is no part of this module's state: not in its checkpoints, optimizer, or train mode. What is trained of
+    one, as of a `MovingAverageTeacher`, is in the checkpoint under a key of its own; it is told of each optimizer step.
 
     Args:
         student: A recipe (in Python also a module).
-        teacher: Who answers, for instance a `FrozenTeacher`.
+        teacher: Who answers, for instance a `FrozenTeacher`; null for nobody, as where a virtual teacher is a loss
+            (`TeacherFree`).
         criteria: Name -> term; their weighted sum is the loss.
         optimizer: Makes the optimizer from parameter groups.
         scheduler: Makes a learning-rate schedule from the optimizer; None keeps the rate.
@@ -31,12 +40,13 @@ class OfflineDistiller(Distiller):
         weight_decay_on: ``all`` parameters, or ``matrices`` only (no biases and norms, as timm does).
         num_classes: Only where no data module says it.
         channels_last: Keep the student's maps in channels_last.
+        knn: Also measure the student's features by the nearest training images, in validation.
     """
 
     def __init__(
         self,
         student: NetworkLike,
-        teacher: Teacher,
+        teacher: Teacher | None,
         criteria: dict[str, Term],
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
@@ -44,23 +54,30 @@ class OfflineDistiller(Distiller):
         weight_decay_on: Decayed = "all",
         num_classes: int | None = None,
         channels_last: bool = True,
+        knn: NearestNeighbours | None = None,
     ) -> None:
         super().__init__(
             student, criteria, optimizer, scheduler, scheduler_interval, weight_decay_on, num_classes, channels_last
         )
-        self.teacher = teacher
-        if not self.criteria.teacher_taps():
-            raise ValueError("no term of criteria asks the teacher: add one, or train a Classifier")
+        self.teacher, self.knn = teacher, knn
+        if teacher is not None:
+            require_question(self.criteria)
+        elif asking := [name for name, term in self.criteria.terms.items() if term.teacher_taps()]:
+            raise ValueError(f"criteria.{asking[0]} asks the teacher, but teacher is null: give one, or leave it out")
 
     @property
     def has_teacher(self) -> bool:
-        """The teacher answers in the test too."""
-        return True
+        """The teacher, if there is one, answers in the test too."""
+        return self.teacher is not None
 
-    def prepare(self, num_classes: int, views: Views) -> TapPlan:
+    def prepare(self, num_classes: int, views: Views) -> TapPlan | None:
         """Set up the teacher with the taps that the criteria ask for."""
-        self.teacher.setup(num_classes, views, self.criteria.teacher_taps())
-        return self.teacher.plan()
+        if self.knn is not None:
+            self.knn.prepare(self._student(), views.image_shape, num_classes)
+        if self.teacher is None:
+            return None
+        self.teacher.follow(self._student())
+        return set_up(self.teacher, self.criteria, num_classes, views)
 
     def fact(self, need: str, term: Term) -> object:
         """What a loss needs to know of the teacher, or of the run.
@@ -68,20 +85,19 @@ class OfflineDistiller(Distiller):
         Raises:
             ValueError: if it is not known.
         """
-        if need == "teacher_classifier":
-            return self.teacher.classifier()
-        if need == "teacher_norms":
-            return [norm for tap in term.teacher_taps() for norm in self.teacher.norms(tap)]
+        if self.teacher is not None and need in OF_THE_TEACHER:
+            return known_of(self.teacher, need, term)
         return super().fact(need, term)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device, and tell the losses what they need to know."""
-        self.teacher.to(self.device)
+        self.on_test_start()
         super().on_fit_start()
 
     def on_test_start(self) -> None:
         """Bring the teacher to the student's device."""
-        self.teacher.to(self.device)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
 
     def on_train_start(self) -> None:
         """Show the teacher's top-1, and stop here if it knows nothing.
@@ -89,19 +105,58 @@ class OfflineDistiller(Distiller):
         Raises:
             ValueError: if it is near chance, or not what it is expected to be.
         """
-        if self.teacher.check is False:
+        if self.teacher is None:
             return
-        loaders = self.trainer.val_dataloaders or self.trainer.train_dataloader
-        loader = copy.copy(loaders[0] if isinstance(loaders, list) else loaders)  # the training's own keeps its place
-        with torch.random.fork_rng():  # a shuffling DataLoader draws from the global generator
-            top1, images = examine(self.teacher, cast(Iterable[object], loader), self._moved, self._over_ranks)
-        rank_zero_info(f"teacher: top-1 {top1:.4f} on {images} images")
-        judge(self.teacher, top1, images, self.num_classes or 0)
+        if self.global_step == 0:
+            self.teacher.follow(self._student())
+        check_unlabelled(self.trainer, self.criteria, self.teacher)
+        examine_first(self.teacher, self.trainer, cast(int, self.num_classes), self._over_ranks)
 
-    def _moved(self, batch: object) -> object:
-        moved: object = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        return moved
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step of the optimizer, of which the teacher is told before any checkpoint of it can be written."""
+        super().optimizer_step(*args, **kwargs)
+        if self.teacher is not None:
+            self.teacher.advance(self._student(), self.global_step, self.trainer.estimated_stepping_batches)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained of the teacher, if anything is."""
+        super().on_save_checkpoint(checkpoint)
+        if self.teacher is not None and (state := self.teacher.state()) is not None:
+            checkpoint[TEACHER] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what is trained of the teacher.
+
+        Raises:
+            ValueError: if the checkpoint was made with another kind of teacher.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self.teacher is not None:
+            self.teacher.restore(checkpoint.get(TEACHER))
+
+    def on_validation_epoch_start(self) -> None:
+        """Remember the training images, where their neighbours are asked for."""
+        if self.knn is not None and not self.trainer.sanity_checking:
+            shown = training_images(getattr(self.trainer, "datamodule", None), self.device)
+            moved = (as_batch(self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)) for batch in shown)
+            self.knn.remember(self._student(), moved)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Take in the student's answers, and those of the nearest training images."""
+        super().validation_step(batch, batch_idx)
+        if self.knn is not None:
+            self.knn.update(self._student(), as_batch(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the student's figures as ``val/*``."""
+        super().on_validation_epoch_end()
+        if self.knn is not None and (figures := self.knn.compute()):
+            self._log_figures("val", figures)
 
     def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
-        """The teacher's answer to each of these views."""
-        return {view: self.teacher(batch, view) for view in sorted(views)}
+        """The teacher's answer to each of these views; what is measured in the test never looks at the labels."""
+        if self.teacher is None:
+            return {}
+        if not self.trainer.training:
+            return {view: self.teacher.unlabelled(batch, view) for view in sorted(views)}
+        return answers(self.teacher, batch, views)

@@ -8,7 +8,6 @@ from rich.table import Table
 from kd_lightning.distillers.criteria import Criteria
 from kd_lightning.models import TapPlan
 from kd_lightning.models.tap_plan import several
-from kd_lightning.models.taps import LOGITS
 
 WIDTH = 120
 
@@ -19,7 +18,7 @@ def parts(plan: TapPlan | None, taps: list[str]) -> str:
         return "-"
     lines = []
     for tap in taps:
-        names = several(plan.names.get(tap, LOGITS))
+        names = several(plan.names.get(tap, tap))  # what the student returns has no other name
         lines += [f"{n}  {' x '.join(map(str, s[1:]))}" for n, s in zip(names, several(plan.shapes[tap]), strict=True)]
     return "\n".join(lines)
 

@@ -1,21 +1,32 @@
 """Who learns, and from whom: networks as recipes, their weights and taps, and teachers."""
 
+from kd_lightning.models.branched import BranchedNetwork
+from kd_lightning.models.ensemble import EnsembleTeacher
+from kd_lightning.models.input_adapter import Views
+from kd_lightning.models.moving_average import MovingAverageTeacher
 from kd_lightning.models.network import Network, NetworkLike
+from kd_lightning.models.peer_weights import peer_weights
+from kd_lightning.models.projected import ProjectedStudent
 from kd_lightning.models.simkd import SimKDStudent
 from kd_lightning.models.tap_plan import TapPlan
-from kd_lightning.models.teacher import FrozenTeacher, Outputs, Teacher, TeacherCheck, Views
+from kd_lightning.models.teacher import FrozenTeacher, Outputs, Teacher, TeacherCheck
 from kd_lightning.models.weights import load_weights, save_weights
 
 __all__ = [
+    "BranchedNetwork",
+    "EnsembleTeacher",
     "FrozenTeacher",
+    "MovingAverageTeacher",
     "Network",
     "NetworkLike",
     "Outputs",
+    "ProjectedStudent",
     "SimKDStudent",
     "TapPlan",
     "Teacher",
     "TeacherCheck",
     "Views",
     "load_weights",
+    "peer_weights",
     "save_weights",
 ]

@@ -11,17 +11,45 @@ import timm
 from torch import nn
 
 from kd_lightning.models import cifar
+from kd_lightning.models.peer_weights import OF_PEER, load_peer
 from kd_lightning.models.weights import load_weights
 from kd_lightning.seeds import run_seed, seeded
 from kd_lightning.trust import imported
 
 Role = Literal["student", "teacher"]
 REGISTERED = cifar  # importing it registers the networks with timm
+KEPT = "epoch="  # what the name of a checkpoint of an epoch starts with
+AT_EPOCH = f"@{KEPT}"
 TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
+def epoch_file(run: Path, epoch: str) -> Path:
+    """The checkpoint that a run kept of an epoch.
+
+    Args:
+        run: Its folder.
+        epoch: How many epochs it had trained, as text: a whole number >= 1.
+
+    Raises:
+        FileNotFoundError: if there is no such run, or it did not keep that epoch, with those that it has.
+        ValueError: if ``epoch`` is no whole number >= 1.
+    """
+    if not epoch.isdecimal() or int(epoch) < 1:
+        raise ValueError(f"weights: RUN@epoch=N needs a whole number N >= 1, got {epoch!r}")
+    if not run.is_dir():
+        raise FileNotFoundError(f"weights: there is no run folder {run}")
+    kept = {int(path.stem.removeprefix(KEPT)): path for path in run.glob(f"checkpoints/{KEPT}*.ckpt")}
+    if int(epoch) in kept:
+        return kept[int(epoch)]
+    there = f"it has epochs {', '.join(map(str, sorted(kept)))}" if kept else "it kept none"
+    raise FileNotFoundError(
+        f"weights: the run {run} has no checkpoint of epoch {epoch}: {there}; "
+        "a run keeps every Nth one with --checkpoints.keep_every_epochs=N"
+    )
+
+
 def weights_file(weights: str | dict[str, str]) -> Path:
-    """The file that a ``weights`` entry means: a file, or the last checkpoint of a run folder.
+    """The file that a ``weights`` entry means: a file, the last checkpoint of a run folder, or RUN@epoch=N.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -33,6 +61,9 @@ def weights_file(weights: str | dict[str, str]) -> Path:
             "or give the finished run's folder as weights"
         )
     path = Path(weights)
+    run, at, epoch = weights.rpartition(AT_EPOCH)
+    if at and not path.exists():
+        return epoch_file(Path(run), epoch)
     if path.is_dir():
         checkpoint = path / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
@@ -78,12 +109,15 @@ class Network:
             a function that returns one.
         kwargs: Arguments of its constructor. ``num_classes`` and ``in_chans`` come from the data.
         weights: ``pretrained`` (timm's hub), a ``.ckpt``, ``.pth`` or ``.safetensors`` file, the folder of a run (its
-            last checkpoint), or ``{recipe: CONFIG}``: the run of that configuration, trained first if it is not there.
+            last checkpoint), ``RUN@epoch=N`` (that run after N epochs), ``RUN#peer=NAME`` (one of a run's peers), or
+            ``{recipe: CONFIG}``, the run of that configuration, trained first if it is not there, or that ``@epoch=N``.
         sha256: Of the weights file, checked before it is loaded.
         mean: What each channel was normalised by, in units of [0, 1]; as the data by default, and timm's figures for
             ``pretrained``.
         std: The same for the standard deviation.
         image_size: Side of the square images that it was made for, in pixels; as the data by default.
+        resize: Interpolate the position embeddings of a weights file that was made for images of another size, as for a
+            fine-tuning at 384 pixels; timm does so itself with ``pretrained``.
     """
 
     name: str
@@ -93,12 +127,15 @@ class Network:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: int | None = None
+    resize: bool = False
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"mean and std must be given together, got mean {self.mean} and std {self.std}")
         if isinstance(self.weights, dict) and set(self.weights) != {"recipe"}:
             raise ValueError(f"weights must be a text or {{recipe: CONFIG}}, got {self.weights}")
+        if self.resize and self.weights is None:
+            raise ValueError(f"resize needs weights whose position embeddings it interpolates; {self.name} has none")
         for flowing in ("num_classes", "pretrained"):
             if flowing in self.kwargs:
                 reason = "comes from the data" if flowing == "num_classes" else "is said by weights: pretrained"
@@ -133,8 +170,15 @@ class Network:
             except (TypeError, RuntimeError) as error:  # timm: an unknown pretrained tag
                 raise ValueError(f"network {self.name}: {error}") from error
         if self.weights is not None and not self.from_hub:
-            load_weights(network, weights_file(self.weights), self.sha256)
+            self._fill(network, self.weights)
         return network
+
+    def _fill(self, network: nn.Module, weights: str | dict[str, str]) -> None:
+        run, at, peer = weights.rpartition(OF_PEER) if isinstance(weights, str) else ("", "", "")
+        if at:
+            load_peer(network, weights_file(run), peer, self.sha256)
+        else:
+            load_weights(network, weights_file(weights), self.sha256, self.resize)
 
     @property
     def from_hub(self) -> bool:
@@ -159,12 +203,17 @@ class Network:
             raise ValueError(f"network {self.name} has no pretrained weights in timm: give a file as weights")
         return config
 
+    def hub_classes(self) -> int:
+        """Number of classes of timm's weights."""
+        return int(self._hub_config().num_classes)
+
     def _check_head(self, num_classes: int, role: Role) -> None:
-        published = self._hub_config().num_classes
+        published = self.hub_classes()
         if role == "teacher" and published != num_classes:
             raise ValueError(
                 f"teacher {self.name}: its pretrained head has {published} classes, the data {num_classes}: "
-                "train it on this data first and give that run as weights"
+                "train it on this data first and give that run as weights, or, if the data's classes are among its "
+                "own, say which in the teacher's classes"
             )
 
 

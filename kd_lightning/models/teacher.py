@@ -1,16 +1,17 @@
 """Teachers: what a student learns from. The plain one is a frozen network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.models.anatomy import norm_before
+from kd_lightning.models.class_map import ClassMap
+from kd_lightning.models.input_adapter import InputAdapter, Views
 from kd_lightning.models.network import Network, NetworkLike
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
@@ -23,14 +24,6 @@ class Outputs(NamedTuple):
 
     logits: Tensor
     taps: dict[str, Tensor | list[Tensor]]
-
-
-class Views(NamedTuple):
-    """What the data gives: image shape (C, H, W), and the mean and std that it normalises by (None: unknown)."""
-
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +81,43 @@ class Teacher(ABC):
     def __call__(self, batch: Batch, view: str = "default") -> Outputs:
         """Logits and taps for a view of the batch, without gradient."""
 
+    def follow(self, student: nn.Module) -> None:
+        """Told of the built student: before `setup`, and when a training starts at step 0. Most teachers ignore it."""
+        return
+
+    def advance(self, student: nn.Module, step: int, steps: float) -> None:
+        """Told of each optimizer step that the student has made. Most teachers ignore it.
+
+        Args:
+            student: After the step.
+            step: Its number, counted from 0.
+            steps: How many the whole training has; infinite where nobody says.
+        """
+        return
+
+    def state(self) -> dict[str, Any] | None:
+        """What of it is trained, which the checkpoint keeps; None for a teacher that does not change."""
+        return None
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Take up the state of a checkpoint.
+
+        Raises:
+            ValueError: if one of the two, checkpoint and teacher, has a state and the other has not.
+        """
+        if state is not None:
+            raise ValueError(
+                f"the checkpoint holds a teacher that was trained; a {type(self).__name__} does not change"
+            )
+
+    def members(self) -> dict[str, "Teacher"]:
+        """Who is examined before step 0, by the name that is shown."""
+        return {"teacher": self}
+
+    def unlabelled(self, batch: Batch, view: str = "default") -> Outputs:
+        """The answer that is measured, which never looks at the labels."""
+        return self(batch, view)
+
     def classifier(self) -> Callable[[Tensor], Tensor]:
         """A function from its embeddings ``[..., D]`` to its logits ``[..., C]``; gradients pass to the embeddings.
 
@@ -109,45 +139,6 @@ class Teacher(ABC):
         )
 
 
-class InputAdapter:
-    """Turns images as the data gives them into images as a network was trained on.
-
-    Args:
-        views: What the data gives.
-        normalisation: (mean, std) of the network; None if it is the data's.
-        size: Side of its images in pixels; None if it is the data's.
-
-    Raises:
-        ValueError: if the normalisations cannot be related.
-    """
-
-    def __init__(
-        self, views: Views, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None, size: int | None
-    ) -> None:
-        self.size = None if size is None or (size, size) == views.image_shape[1:] else size
-        self.scale: Tensor | None = None
-        self.shift: Tensor | None = None
-        if normalisation is None or normalisation == (views.mean, views.std):
-            return
-        if views.mean is None or views.std is None:
-            raise ValueError(
-                f"the teacher was trained with mean and std {normalisation}, but the data does not say its own: "
-                "give the datamodule mean and std, or leave the teacher's out if they are the same"
-            )
-        mean, std = (torch.tensor(figures).view(1, -1, 1, 1) for figures in normalisation)
-        data_mean, data_std = (torch.tensor(figures).view(1, -1, 1, 1) for figures in (views.mean, views.std))
-        self.scale, self.shift = data_std / std, (data_mean - mean) / std
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Float images ``[N, C, H, W]``, renormalised and resized (bilinear, antialiased)."""
-        if self.scale is not None and self.shift is not None:
-            self.scale, self.shift = self.scale.to(image.device), self.shift.to(image.device)
-            image = image * self.scale.to(image.dtype) + self.shift.to(image.dtype)
-        if self.size is not None:
-            image = F.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
-        return image
-
-
 class FrozenTeacher(Teacher):
     """One network with fixed weights, always in eval mode, so its BatchNorm never drifts.
 
@@ -158,6 +149,9 @@ class FrozenTeacher(Teacher):
             two standard errors of the sample.
         dtype: Of its weights and computation; None follows the run's precision.
         channels_last: Keep its maps in channels_last, which is faster on most hardware.
+        classes: Where it has more classes than the data: for each class of the data, in order, the index of its own
+            class that it is; the other logits are left out. None where its classes are the data's.
+        num_classes: Number of its own classes, with ``classes``; None for those of timm's weights, or of a module.
     """
 
     def __init__(
@@ -167,12 +161,18 @@ class FrozenTeacher(Teacher):
         expected_top1: float | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         channels_last: bool = True,
+        classes: Sequence[int] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         if expected_top1 is not None and not 0 < expected_top1 <= 1:
             raise ValueError(f"expected_top1 must be in (0, 1], got {expected_top1}")
         if isinstance(network, Network) and network.weights is None:
             raise ValueError(f"teacher {network.name} has no weights: it would teach noise; give network.weights")
+        if num_classes is not None and classes is None:
+            raise ValueError(f"num_classes {num_classes} must come with classes, which says which of them the data has")
         self.recipe, self.check, self.expected_top1 = network, check, expected_top1
+        self.class_map = ClassMap(classes) if classes is not None else None
+        self.num_classes = num_classes
         self.dtype = DTYPES[dtype] if dtype is not None else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network: nn.Module | None = None
@@ -181,13 +181,13 @@ class FrozenTeacher(Teacher):
         """Build the network, freeze it, and prepare its taps.
 
         Raises:
-            ValueError: if its classes are not the data's.
+            ValueError: if its classes are not the data's, and ``classes`` does not say which of them are.
         """
         recipe: Network | nn.Module = self.recipe
         normalisation, size = None, None
         if isinstance(recipe, Network):
             normalisation, size = recipe.normalisation(), recipe.resolution()
-            network = self.network or recipe.build(num_classes, views.image_shape[0], "teacher")
+            network = self.network or recipe.build(self._own_classes(num_classes), views.image_shape[0], "teacher")
         else:
             network = recipe
         self.adapter = InputAdapter(views, normalisation, size)
@@ -198,8 +198,22 @@ class FrozenTeacher(Teacher):
         self._plan = plan(self.network, taps, self._image_shape)
         self._submodules = self._plan.submodules()
         classes = several(self._plan.shapes[LOGITS])[0][1]
-        if classes != num_classes:
-            raise ValueError(f"the teacher has {classes} classes, the data {num_classes}")
+        if self.class_map is not None:
+            self.class_map.check(num_classes, classes)
+            self._plan = replace(self._plan, shapes={**self._plan.shapes, LOGITS: (2, num_classes)})
+        elif classes != num_classes:
+            raise ValueError(
+                f"the teacher has {classes} classes, the data {num_classes}: if the data's are among the teacher's, "
+                "say which in classes"
+            )
+
+    def _own_classes(self, num_classes: int) -> int:
+        recipe = self.recipe
+        if self.class_map is None or not isinstance(recipe, Network):
+            return num_classes
+        if self.num_classes is None and not recipe.from_hub:
+            raise ValueError(f"teacher {recipe.name}: with classes, give num_classes, the number of its own classes")
+        return self.num_classes or recipe.hub_classes()
 
     def to(self, device: torch.device) -> None:
         """Move the network to a device."""
@@ -220,7 +234,7 @@ class FrozenTeacher(Teacher):
 
         def classify(embedding: Tensor) -> Tensor:
             logits: Tensor = head(embedding.to(next(head.parameters(), embedding).dtype))
-            return logits
+            return logits if self.class_map is None else self.class_map(logits)
 
         return classify
 
@@ -246,7 +260,7 @@ class FrozenTeacher(Teacher):
         network.to(image.dtype)  # follows a run in float64 or in true half precision; nothing otherwise
         with tapped(network.eval(), self._submodules) as taps:
             logits = network(image)
-        return Outputs(logits, self._plan.picked(taps))
+        return Outputs(logits if self.class_map is None else self.class_map(logits), self._plan.picked(taps))
 
     def _ready(self) -> nn.Module:
         if self.network is None:

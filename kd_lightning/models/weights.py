@@ -15,6 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.models.position_embeddings import NAME as POSITIONS
+from kd_lightning.models.position_embeddings import with_resized
+
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "student.", "model.", "network.")
 STUDENT = "student."
@@ -214,15 +217,23 @@ def matched(found: State, network: nn.Module, source: str) -> dict[str, Any]:
             f"{key}: file {_described(a, b)}, network {_described(b, a)}" for key, (a, b) in sorted(misshapen.items())
         ]
         lines = _listed("missing", missing) + _listed("unexpected", unexpected) + _listed("misshapen", pairs)
+        if any(key.rpartition(".")[2] == POSITIONS for key in misshapen):
+            lines.append("  position embeddings for images of another size are interpolated with resize: true")
         raise ValueError("\n".join([f"{source} does not fit the network {type(network).__name__}:", *lines]))
     return state
 
 
-def load_weights(network: nn.Module, path: str | Path, sha256: str | None = None) -> None:
+def load_weights(network: nn.Module, path: str | Path, sha256: str | None = None, resize: bool = False) -> None:
     """Fill a network from a local file (see `read_weights`), strictly: every entry fits, or nothing is loaded.
 
     Prefixes that wrappers leave (``module.``, ``_orig_mod.``, ``student.``, ``model.``, ``network.``) do not matter, in
     the file or in the network. Floating-point entries are converted to the network's precision.
+
+    Args:
+        network: Filled in place.
+        path: The file.
+        sha256: Of the file, see `read_weights`.
+        resize: Interpolate position embeddings to the network's grid of patches (`with_resized`).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -230,6 +241,8 @@ def load_weights(network: nn.Module, path: str | Path, sha256: str | None = None
             misshapen entry is named.
     """
     found = read_weights(path, sha256)
+    if resize:
+        found = with_resized(found, network)
     network.load_state_dict(matched(found, network, f"weights file {path}"), strict=True)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kd_lightning.callbacks import Checkpoints
@@ -43,10 +44,22 @@ def test_last_is_also_written_within_an_epoch() -> None:
     assert (kept["last"]._every_n_epochs, kept["last50"]._every_n_epochs) == (2, 0)
 
 
+def test_epochs_are_kept_before_the_last_one_and_named_by_how_many_were_trained() -> None:
+    kept = Checkpoints(best=None, keep_every_epochs=20).callbacks(RunFolder(Path("run")), validates=True)
+    epochs, last = kept
+    assert isinstance(epochs, ModelCheckpoint)
+    assert isinstance(last, ModelCheckpoint)
+    assert (epochs._every_n_epochs, epochs.save_top_k, last.filename) == (20, -1, "last")
+    name = epochs.format_checkpoint_name({"epoch": torch.tensor(19), "step": torch.tensor(7)})
+    assert Path(name).name == "epoch=20.ckpt"
+    assert epochs.state_key != last.state_key
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"every_epochs": 0}, r"checkpoints\.every_epochs must be >= 1, got 0"),
+        ({"keep_every_epochs": 0}, r"checkpoints\.keep_every_epochs must be >= 1, got 0"),
         ({"every_steps": -2}, r"checkpoints\.every_steps must be >= 1, got -2"),
     ],
 )

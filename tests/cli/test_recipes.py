@@ -14,7 +14,7 @@ from kd_lightning.cli.recipes import found_config, resolve_recipes, run_of_recip
 
 STAND_IN = """#!{python}
 import json, os, pathlib, sys
-names = ("RANK", "WORLD_SIZE", "SLURM_JOB_ID", "PL_GLOBAL_SEED", "KD_LIGHTNING_RUN", "HOME")
+names = ("RANK", "WORLD_SIZE", "SLURM_JOB_ID", "PL_GLOBAL_SEED", "KD_LIGHTNING_RUN", "KD_LIGHTNING_HURRIED", "HOME")
 told = {{"arguments": sys.argv[3:], "environment": [name for name in names if name in os.environ]}}
 pathlib.Path("told.json").write_text(json.dumps(told))
 sys.exit({code})
@@ -68,6 +68,30 @@ def test_an_edited_recipe_is_another_run(config: Path) -> None:
     assert first != second
     assert first.path.name.startswith("teacher-")
     assert run_of_recipe(config, 2).path.name == f"{second.path.name}-2-steps"
+
+
+def chain(folder: Path) -> tuple[Path, Path]:
+    """An assistant that learns from the recipe beside it, and a student that learns from the assistant."""
+    links = {"assistant": "digits/teacher.yaml", "student": "configs/digits/assistant.yaml@epoch=3"}
+    for name, recipe in links.items():
+        (folder / f"{name}.yaml").write_text(f"model: {{teacher: {{weights: {{recipe: '{recipe}'}}}}}}\n")
+    return folder / "assistant.yaml", folder / "student.yaml"
+
+
+def test_an_edited_recipe_of_a_recipe_is_another_run_all_along_the_chain(config: Path) -> None:
+    paths = [config, *chain(config.parent)]
+    first = [run_of_recipe(path) for path in paths]
+    assert [run_of_recipe(path) for path in paths] == first
+    config.write_text("seed_everything: 1\n")
+    assert all(run_of_recipe(path) != before for path, before in zip(paths, first, strict=True))
+
+
+def test_a_recipe_that_needs_itself_is_refused(config: Path) -> None:
+    chain(config.parent)
+    config.write_text("model: {teacher: {weights: {recipe: digits/assistant.yaml}}}\n")
+    circle = r"teacher\.yaml -> assistant\.yaml -> teacher\.yaml"
+    with pytest.raises(ValueError, match=f"a recipe must not need itself, got {circle}"):
+        run_of_recipe(config)
 
 
 def test_training_is_a_process_that_knows_nothing_of_this_job(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +156,43 @@ def test_a_dry_run_trains_its_recipe_dryly(config: Path, monkeypatch: pytest.Mon
     resolve_recipes(of_run, [config], replace=True)
     assert teacher_of(of_run).network["weights"] == str(run_of_recipe(config, 2).path)
     assert teacher_of(of_run).check is False
+
+
+def test_an_epoch_of_a_recipe(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "train", lambda path, steps: run_of_recipe(path, steps))
+    of_run = stated({"recipe": "digits/teacher.yaml@epoch=40"})
+    resolve_recipes(of_run, [config], replace=False)
+    assert teacher_of(of_run).network["weights"] == {"recipe": f"{config}@epoch=40"}
+    resolve_recipes(of_run, [config], replace=True)
+    assert teacher_of(of_run).network["weights"] == f"{run_of_recipe(config).path}@epoch=40"
+    dry = stated({"recipe": "digits/teacher.yaml@epoch=40"}, fast_dev_run=2)
+    resolve_recipes(dry, [config], replace=True)
+    assert teacher_of(dry).network["weights"] == str(run_of_recipe(config, 2).path)
+
+
+def test_a_dry_run_goes_down_the_chain(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(Path.cwd(), monkeypatch, 0)
+    assistant, _ = chain(config.parent)
+    folder = train(assistant, 2)
+    assert folder.path.name.endswith("-2-steps")
+    assert "KD_LIGHTNING_HURRIED" in json.loads(Path("told.json").read_text())["environment"]
+    monkeypatch.setattr(recipes, "train", lambda path, steps: run_of_recipe(path, steps))
+    monkeypatch.setenv("KD_LIGHTNING_HURRIED", "2")
+    link = stated({"recipe": "digits/teacher.yaml"})
+    resolve_recipes(link, [config], replace=True)
+    assert teacher_of(link).network["weights"] == str(run_of_recipe(config, 2).path)
+    assert teacher_of(link).check is False
+
+
+def test_a_dry_run_examines_no_member_of_an_ensemble(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "train", lambda path, steps: run_of_recipe(path, steps))
+    one = stated({"recipe": "digits/teacher.yaml"}, fast_dev_run=2)
+    frozen = one.model.init_args.teacher
+    other = Namespace(class_path="FrozenTeacher", init_args=Namespace(network={"weights": "w.ckpt"}, check=True))
+    one.model.init_args.teacher = Namespace(init_args=Namespace(teachers={"a": frozen, "b": other}, check=True))
+    resolve_recipes(one, [config], replace=True)
+    assert frozen.init_args.check is False
+    assert other.init_args.check is False
 
 
 def test_other_weights_are_left_alone(config: Path) -> None:

@@ -17,8 +17,10 @@ import kd_lightning.losses as package
 from kd_lightning.losses import (
     CATKD,
     CRD,
+    CWTM,
     DIST,
     DKD,
+    DKPP,
     FSP,
     NKD,
     NST,
@@ -41,11 +43,13 @@ from kd_lightning.losses import (
     Loss,
     MultiLevelKD,
     OverhaulFeature,
+    ReferenceSoftTarget,
     RelationalAngle,
     RelationalDistance,
     ReviewKD,
     Similarity,
     SoftTarget,
+    TeacherFree,
 )
 
 # CRD in real processes
@@ -165,6 +169,11 @@ def logits() -> Tensor:
     return 2 * torch.randn(SAMPLES, CLASSES).double()
 
 
+def uneven_logits() -> Tensor:
+    """From samples that are hardly known to ones that are known for sure."""
+    return torch.linspace(0.1, 3, SAMPLES)[:, None].double() * logits()
+
+
 def vectors() -> Tensor:
     return torch.randn(SAMPLES, CHANNELS).double()
 
@@ -207,9 +216,12 @@ PER_SAMPLE: dict[str, Case] = {
     "CrossEntropy smoothed": (lambda: CrossEntropy(0.1), logits, {}),
     "SoftTarget": (SoftTarget, logits, {}),
     "SoftTarget standardized": (lambda: SoftTarget(standardize=True), logits, {}),
+    "ReferenceSoftTarget": (ReferenceSoftTarget, logits, {}),
     "HardLabel": (HardLabel, logits, {}),
+    "TeacherFree": (TeacherFree, logits, {}),
     "DKD": (DKD, logits, {}),
     "DKD standardized": (lambda: DKD(standardize=True), logits, {}),
+    "DKPP": (DKPP, logits, {"index": NUMBERS * 3, "number": NUMBERS}),
     "NKD": (lambda: NKD(temperature=2.0), logits, {}),
     "OFA": (OFA, logits, {}),
     "WSLD": (WSLD, logits, {}),
@@ -238,6 +250,7 @@ RELATIONAL: dict[str, Case] = {
     "MultiLevelKD": (MultiLevelKD, logits, {}),
     "MultiLevelKD of batches": (lambda: MultiLevelKD(parts=["batch"]), logits, {}),
     "MultiLevelKD of classes": (lambda: MultiLevelKD(parts=["class"]), logits, {}),
+    "CWTM": (CWTM, uneven_logits, {}),
     "Similarity": (Similarity, maps, {}),
     "PKT": (PKT, vectors, {}),
     "RKD": (RKD, vectors, {}),
@@ -247,7 +260,7 @@ RELATIONAL: dict[str, Case] = {
     "CorrelationCongruence of consecutive ones": (lambda: CorrelationCongruence("consecutive"), vectors, {}),
     "InBatchCRD": (InBatchCRD, vectors, {}),
 }
-OF_THE_LABELS = ["CrossEntropy", "DKD", "NKD", "OFA", "WSLD"]
+OF_THE_LABELS = ["CrossEntropy", "DKD", "NKD", "OFA", "TeacherFree", "WSLD"]
 
 
 def part(value: Any, rows: slice) -> Any:

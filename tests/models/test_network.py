@@ -202,6 +202,32 @@ def test_a_run_folder_without_a_checkpoint(tmp_path: Path) -> None:
         Network(CIFAR, weights=str(tmp_path)).build(5)
 
 
+def test_the_checkpoint_of_an_epoch(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for epoch in (20, 40, 100):
+        (folder / f"epoch={epoch}.ckpt").touch()
+    assert weights_file(f"{tmp_path}@epoch=40") == folder / "epoch=40.ckpt"
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of epoch 60: it has epochs 20, 40, 100; .*keep_every"):
+        weights_file(f"{tmp_path}@epoch=60")
+
+
+def test_a_run_that_kept_no_epoch(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"epoch 5: it kept none; .* --checkpoints\.keep_every_epochs=N"):
+        weights_file(f"{tmp_path}@epoch=5")
+
+
+@pytest.mark.parametrize("epoch", ["", "0", "-1", "last", "2.5"])
+def test_an_epoch_that_is_none(tmp_path: Path, epoch: str) -> None:
+    with pytest.raises(ValueError, match=f"RUN@epoch=N needs a whole number N >= 1, got '{epoch}'"):
+        weights_file(f"{tmp_path}@epoch={epoch}")
+
+
+def test_an_epoch_of_no_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"weights: there is no run folder .*gone"):
+        weights_file(f"{tmp_path / 'gone'}@epoch=3")
+
+
 def test_a_missing_weights_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"weights: there is no file or run folder .*gone\.ckpt"):
         Network(CIFAR, weights=str(tmp_path / "gone.ckpt")).build(5)

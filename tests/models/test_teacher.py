@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.models import FrozenTeacher, Network, Outputs, TapPlan, Teacher, TeacherCheck, Views, save_weights
-from kd_lightning.models.teacher import InputAdapter
+from kd_lightning.models.input_adapter import InputAdapter
 from kd_lightning.trust import ALLOWED, allow
 
 MODULE = "teachers_beside_the_script"

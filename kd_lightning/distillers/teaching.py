@@ -1,0 +1,82 @@
+"""What the schemes with a teacher have in common: it is asked, examined before step 0, and known to the losses."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from kd_lightning.batch import Batch
+from kd_lightning.distillers.criteria import Criteria, Term
+from kd_lightning.distillers.examination import examine, judge
+from kd_lightning.models import Outputs, TapPlan, Teacher, Views
+
+OF_THE_TEACHER = frozenset({"teacher_classifier", "teacher_norms"})
+
+
+def require_question(criteria: Criteria) -> None:
+    """Let criteria pass that ask the teacher something.
+
+    Raises:
+        ValueError: if no term does.
+    """
+    if not criteria.teacher_taps():
+        raise ValueError("no term of criteria asks the teacher: add one, or train a Classifier")
+
+
+def set_up(teacher: Teacher, criteria: Criteria, num_classes: int, views: Views) -> TapPlan:
+    """Set up the teacher with the taps that the criteria ask for; where they are."""
+    teacher.setup(num_classes, views, criteria.teacher_taps())
+    return teacher.plan()
+
+
+def answers(teacher: Teacher, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+    """The teacher's answer to each of these views."""
+    return {view: teacher(batch, view) for view in sorted(views)}
+
+
+def known_of(teacher: Teacher, need: str, term: Term) -> object:
+    """What a loss needs to know of the teacher, one of `OF_THE_TEACHER`.
+
+    Raises:
+        ValueError: if it is not known.
+    """
+    if need == "teacher_classifier":
+        return teacher.classifier()
+    return [norm for tap in term.teacher_taps() for norm in teacher.norms(tap)]
+
+
+def examine_first(
+    teacher: Teacher, trainer: pl.Trainer, num_classes: int, over_ranks: Callable[[Tensor], Tensor]
+) -> None:
+    """Show the top-1 of the teacher, or of each member of it, and stop if one knows nothing.
+
+    Args:
+        teacher: On the student's device.
+        trainer: Of the run; its validation images are looked at, or else those of the training.
+        num_classes: C.
+        over_ranks: The sum of a tensor over all ranks.
+
+    Raises:
+        ValueError: if it is near chance, or not what it is expected to be.
+    """
+    for name, member in teacher.members().items():
+        if member.check is False:
+            continue
+        loaders = trainer.val_dataloaders or trainer.train_dataloader
+        loader = copy.copy(loaders[0] if isinstance(loaders, list) else loaders)  # the training's own keeps its place
+
+        def moved(batch: object) -> object:
+            on_device: object = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            return on_device
+
+        with torch.random.fork_rng():  # a shuffling DataLoader draws from the global generator
+            top1, images = examine(member, cast(Iterable[object], loader), moved, over_ranks)
+        rank_zero_info(f"{name}: top-1 {top1:.4f} on {images} images")
+        try:
+            judge(member, top1, images, num_classes)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if member is not teacher else str(error)) from error

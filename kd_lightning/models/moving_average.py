@@ -1,0 +1,154 @@
+"""A teacher that is the student's own moving average."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kd_lightning.batch import Batch
+from kd_lightning.models.input_adapter import Views
+from kd_lightning.models.tap_plan import TapPlan, plan
+from kd_lightning.models.taps import tapped
+from kd_lightning.models.teacher import Outputs, Teacher
+from kd_lightning.models.weights import matched
+
+
+def ramped(momentum: float, step: int, steps: float) -> float:
+    """1 - (1 - m) (cos(pi step / steps) + 1) / 2: from m at the first step to 1 at the end.
+
+    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, sec. 3.3.
+
+    Args:
+        momentum: m in [0, 1].
+        step: Counted from 0.
+        steps: Of the whole training, >= 1.
+    """
+    return 1 - (1 - momentum) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+def same_on_all_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by those of the first rank, in one message for each dtype."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for dtype in {tensor.dtype for tensor in tensors}:
+        ours = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in ours])
+        dist.broadcast(flat, 0)
+        for tensor, part in zip(ours, torch.split(flat, [tensor.numel() for tensor in ours]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+class MovingAverageTeacher(Teacher):
+    """theta' <- m theta' + (1 - m) theta after each optimizer step: the average of the student teaches the student.
+
+    It starts as the student. It answers in eval mode; its buffers are averaged where they are floating point, and those
+    of the first rank are everybody's. It is trained state: in the checkpoint, and taken up from it. It is not examined
+    before step 0, where it knows nothing; ``test/teacher_top1`` is its own figure.
+
+    Source: Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, eq. 2.
+
+    Args:
+        momentum: m in [0, 1); the paper takes 0.99 early and 0.999 later.
+        ramp: ``constant``, or ``cosine``: m grows to 1 at the end of training (see `ramped`), which needs
+            ``trainer.max_epochs`` or ``max_steps``.
+
+    Raises:
+        ValueError: if ``momentum`` is out of range.
+    """
+
+    def __init__(self, momentum: float = 0.99, ramp: Literal["constant", "cosine"] = "constant") -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if ramp not in {"constant", "cosine"}:
+            raise ValueError(f"ramp must be constant or cosine, got {ramp!r}")
+        self.momentum, self.ramp = momentum, ramp
+        self.check, self.expected_top1 = False, None
+        self.network: nn.Module | None = None
+
+    def follow(self, student: nn.Module) -> None:
+        """Start as the student is."""
+        if self.network is None:
+            self.network = copy.deepcopy(student).requires_grad_(False).eval()
+        else:
+            self.network.load_state_dict(student.state_dict())
+        same_on_all_ranks(list(self.network.state_dict().values()))
+
+    def setup(self, num_classes: int, views: Views, taps: Sequence[str]) -> None:
+        """Prepare the taps of the student's copy.
+
+        Raises:
+            ValueError: if nobody told it of the student.
+        """
+        if self.network is None:
+            raise ValueError(
+                "a MovingAverageTeacher must follow the student: it is a teacher of OfflineDistiller alone"
+            )
+        self._plan = plan(self._ready(), taps, views.image_shape)
+        self._submodules = self._plan.submodules()
+
+    def to(self, device: torch.device) -> None:
+        """Move the average to a device."""
+        self._ready().to(device)
+
+    def plan(self) -> TapPlan:
+        """Where the taps are, and the shapes of them and of ``logits``; known after `setup`."""
+        return self._plan
+
+    @torch.no_grad()
+    def advance(self, student: nn.Module, step: int, steps: float) -> None:
+        """Move towards the student.
+
+        Raises:
+            ValueError: if the ramp does not know the end, or the weights are too coarse to be averaged.
+        """
+        momentum = self.momentum
+        if self.ramp == "cosine":
+            if not 1 <= steps < math.inf:
+                raise ValueError("teacher.ramp cosine needs the length of training: give trainer.max_epochs")
+            momentum = ramped(momentum, step, steps)
+        network = self._ready()
+        current = [*student.parameters(), *student.buffers()]
+        if coarse := {value.dtype for value in current} & {torch.float16, torch.bfloat16}:
+            raise ValueError(
+                f"weights in {coarse.pop()} are too coarse for a moving average: take trainer.precision bf16-mixed"
+            )
+        network.to(current[0].dtype)  # follows a run in float64
+        pairs = list(zip([*network.parameters(), *network.buffers()], current, strict=True))
+        moved = [(average, value) for average, value in pairs if value.is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in moved], [value for _, value in moved], 1 - momentum)
+        for average, value in pairs:
+            if not value.is_floating_point():
+                average.copy_(value)
+        same_on_all_ranks(list(network.buffers()))
+
+    def state(self) -> dict[str, Any]:
+        """The average."""
+        return dict(self._ready().state_dict())
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Take up the average of a checkpoint.
+
+        Raises:
+            ValueError: if it holds none, or that of another network.
+        """
+        if state is None:
+            raise ValueError("the checkpoint holds no moving average of the student: it was made with another teacher")
+        self._ready().load_state_dict(matched(dict(state), self._ready(), "the checkpoint's teacher"))
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, view: str = "default") -> Outputs:
+        """Logits and taps of the average for a view of the batch."""
+        network, image = self._ready(), batch.images[view]
+        network.to(image.dtype)  # follows a run in float64; nothing otherwise
+        with tapped(network.eval(), self._submodules) as taps:
+            logits = network(image)
+        return Outputs(logits, self._plan.picked(taps))
+
+    def _ready(self) -> nn.Module:
+        if self.network is None:
+            raise RuntimeError("a moving average must be told of the student by follow before anything else")
+        return self.network

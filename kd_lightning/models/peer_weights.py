@@ -1,0 +1,74 @@
+"""The weights of one peer, out of the checkpoint of peers that learnt together."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.models.weights import matched, read_weights
+
+OF_PEER = "#peer="  # between a run, or a file, and the name of one of its peers
+PEERS = "student.networks."  # what the peers' entries in a checkpoint start with
+TRUNK, BRANCHES = "trunk.", "branches."  # of a `BranchedNetwork`
+BEST = "best"
+TOP1 = "peers_top1"  # in a checkpoint: val/top1 of each peer and branch when it was written
+
+
+def plain_weights(state: Mapping[str, Tensor], branch: int) -> dict[str, Tensor]:
+    """Trunk and one branch, counted from 1, of a `BranchedNetwork`'s state, under the plain network's names.
+
+    Raises:
+        ValueError: if there is no such branch.
+    """
+    wanted = (TRUNK, f"{BRANCHES}{branch - 1}.")
+    if branch < 1 or not any(key.startswith(wanted[1]) for key in state):
+        known = sorted({int(key.split(".")[1]) + 1 for key in state if key.startswith(BRANCHES)})
+        raise ValueError(f"there is no branch {branch}: there are {known}")
+    return {key.removeprefix(part): value for key, value in state.items() for part in wanted if key.startswith(part)}
+
+
+def _under(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def peer_weights(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The weights of one peer out of an `OnlineDistiller`'s checkpoint, under its own network's names.
+
+    They fill what the peer's recipe builds; those of a branch (``one_2``) fill the plain network that the branches are
+    made from.
+
+    Args:
+        checkpoint: As Lightning wrote it, with ``state_dict``.
+        name: Of a peer or a branch; ``best`` for the one with the largest val/top1 when the checkpoint was written.
+
+    Raises:
+        ValueError: if there is no such peer, or ``best`` is asked of a checkpoint that knows no val/top1.
+    """
+    if name == BEST:
+        figures: Mapping[str, float] = checkpoint.get(TOP1) or {}
+        if not figures:
+            raise ValueError("peer 'best': the checkpoint knows no val/top1 of its peers: name one")
+        name = max(sorted(figures), key=lambda learner: figures[learner])
+    state = {key.removeprefix(PEERS): value for key, value in checkpoint["state_dict"].items() if key.startswith(PEERS)}
+    names = sorted({key.partition(".")[0] for key in state})
+    owner, _, number = name.rpartition("_")
+    if name not in names and owner in names and number.isdecimal():
+        return plain_weights(_under(state, owner), int(number))
+    if name not in names:
+        raise ValueError(f"the checkpoint has no peer {name!r}: it has {', '.join(names) or 'none'}")
+    return _under(state, name)
+
+
+def load_peer(network: nn.Module, path: str | Path, name: str, sha256: str | None = None) -> None:
+    """Fill a network from one peer of a checkpoint, strictly; see `peer_weights` and `load_weights`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is refused, has no such peer, or the peer does not fit the network.
+    """
+    read_weights(path, sha256)  # refuses what is damaged, of another hash, or more than weights
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    found = peer_weights(checkpoint, name)
+    network.load_state_dict(matched(found, network, f"peer {name} of {path}"), strict=True)

@@ -1,0 +1,155 @@
+"""Two real processes over gloo: peers that all train everywhere, and codistillation, in which each trains its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = '''
+"""Train peers in float64; write what each rank holds at the end, and what it says of the peers."""
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from kd_lightning.datamodules import DigitsDataModule
+from kd_lightning.distillers import DML, KDCL, Codistillation, GroupedDDP, OnlineDistiller, Peer, Term, Window
+from kd_lightning.losses import CrossEntropy, Hint, SoftTarget
+
+
+class Net(nn.Module):
+    """No BatchNorm, which would see another batch on each rank; a buffer that counts its trained forwards."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU())
+        self.head = nn.Linear(width, 10)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            self.seen += 1
+        return self.head(self.body(x))
+
+
+class Kill(pl.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 5:
+            trainer.save_checkpoint(out / "stopped.ckpt")
+            trainer.should_stop = True
+
+
+case, devices, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+pl.seed_everything(3)
+torch.set_num_threads(1)
+torch.manual_seed(0)
+peers = {"a": Peer(Net(8)), "b": Peer(Net(6))}
+groups = case.startswith(("weights", "predictions"))
+collaboration = {
+    "dml": DML(), "kdcl": KDCL("linear"), "weights": Codistillation(3), "predictions": Codistillation(2, "predictions")
+}[case.partition("-")[0]]
+criteria = {
+    "ce": Term(CrossEntropy(), 1.0, teacher=None), "kd": Term(SoftTarget(2.0), Window(0.5, start=1)),
+}
+if case == "dml":
+    criteria["hint"] = Term(Hint("linear"), Window(1.0, end=2), student="body", teacher="body")
+module = OnlineDistiller(
+    peers, collaboration, lambda p: torch.optim.SGD(p, 0.02, momentum=0.9, weight_decay=0.01), criteria
+)
+strategy = GroupedDDP() if groups else "ddp"
+ends = "stopped" in case
+trainer = pl.Trainer(
+    accelerator="cpu", devices=devices, strategy=strategy if devices > 1 else "auto", precision="64-true", max_epochs=3,
+    logger=False, enable_checkpointing=ends, enable_progress_bar=False, enable_model_summary=False,
+    limit_val_batches=1, gradient_clip_val=1.0, default_root_dir=str(out), callbacks=[Kill()] if ends else [],
+    limit_train_batches=3 if groups else None,
+)
+data = DigitsDataModule(global_batch_size=200, eval_batch_size=67, val_fraction=0.101)
+trainer.fit(module, data, ckpt_path=str(out / "stopped.ckpt") if "resumed" in case else None)
+figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+momentum = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
+torch.save({"state": module.state_dict(), "figures": figures, "momentum": len(momentum)},
+           out / f"{case}-{devices}-{trainer.global_rank}.pt")
+'''
+
+
+def launch(case: str, devices: int, out: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PL_GLOBAL_SEED"}
+    command = [sys.executable, str(out / "script.py"), case, str(devices), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ddp")
+    (out / "script.py").write_text(SCRIPT)
+    return out
+
+
+def left(folder: Path, case: str, devices: int, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(folder / f"{case}-{devices}-{rank}.pt")
+    return found
+
+
+@pytest.mark.parametrize("case", ["dml", "kdcl"])
+def test_peers_and_adapters_equal_those_of_one_process(folder: Path, case: str) -> None:
+    for devices in (1, 2):
+        launch(case, devices, folder)
+    alone = left(folder, case, 1, 0)
+    assert ("criteria.losses.a_hint.adapters.0.weight" in alone["state"]) == (case == "dml") or case == "dml"
+    for rank in (0, 1):
+        both = left(folder, case, 2, rank)
+        assert both["state"].keys() == alone["state"].keys()
+        for key, value in alone["state"].items():
+            torch.testing.assert_close(both["state"][key], value, rtol=1e-7, atol=1e-9, msg=f"{rank} {key}")
+        for name in ("train/a_ce", "train/b_kd", "train/loss"):
+            assert both["figures"][name] == pytest.approx(alone["figures"][name], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def codistilled(folder: Path) -> Path:
+    for case in ("weights", "weights-stopped", "weights-resumed"):
+        launch(case, 2, folder)
+    return folder
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["state"].keys() == other["state"].keys()
+    assert all(torch.equal(one["state"][key], value) for key, value in other["state"].items())
+
+
+def test_each_process_trains_its_own_peer_and_all_end_with_both(codistilled: Path) -> None:
+    first, second = (left(codistilled, "weights", 2, rank) for rank in (0, 1))
+    assert_same(first, second)
+    assert (first["momentum"], second["momentum"]) == (4, 4)  # one peer's parameters
+    # Nine steps each: nobody ran the other's peer with a gradient.
+    assert [int(first["state"][f"student.networks.{name}.seen"]) for name in "ab"] == [9, 9]
+    assert first["figures"]["train/a_kd"] > 0
+    assert first["figures"]["train/b_kd"] > 0
+    assert first["figures"]["val/a_top1"] == second["figures"]["val/a_top1"]
+
+
+def test_resumed_codistillation_equals_uninterrupted(codistilled: Path) -> None:
+    stopped, whole = (left(codistilled, case, 2, 0) for case in ("weights-stopped", "weights"))
+    assert not torch.equal(*(found["state"]["student.networks.b.head.weight"] for found in (stopped, whole)))
+    for rank in (0, 1):
+        assert_same(left(codistilled, "weights-resumed", 2, rank), whole)
+    kept = torch.load(codistilled / "stopped.ckpt", weights_only=True)
+    assert len(kept["optimizer_states"][0]["state"]) == 8  # of both peers
+    copies, now = kept["collaboration"]["copies"]["b"], kept["state_dict"]
+    assert not torch.equal(copies["head.weight"], now["student.networks.b.head.weight"])  # as exchanged at step 3
+
+
+def test_predictions_are_exchanged(folder: Path) -> None:
+    launch("predictions", 2, folder)
+    first, second = (left(folder, "predictions", 2, rank) for rank in (0, 1))
+    assert_same(first, second)
+    assert first["figures"]["train/a_kd"] > 0
+    assert [int(first["state"][f"student.networks.{name}.seen"]) for name in "ab"] == [9, 9]

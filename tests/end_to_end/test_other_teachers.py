@@ -1,0 +1,175 @@
+"""Teachers beyond one frozen network, from the command line: averages, ensembles, none, chains, and earlier epochs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+
+from kd_lightning.cli.commands import run
+from kd_lightning.run_folder import RunFolder
+
+CONFIGS = Path(__file__).parents[2] / "configs/digits"
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
+Fit = Callable[..., RunFolder]
+
+
+@pytest.fixture
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
+    """Fits a configuration in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def fitted(config: Path, name: str, *options: str, code: int = 0) -> RunFolder:
+        assert run(["fit", "--config", str(config), "--experiment", "e", "--run", name, *QUIET, *options]) == code
+        return RunFolder(Path("runs/e") / name)
+
+    return fitted
+
+
+class Interrupted(Exception):
+    """A run that is gone, without a word to anybody."""
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the run be gone before a step, once."""
+    begin = pl.LightningModule.on_before_zero_grad
+
+    def begun(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step == step:
+            monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begin)
+            raise Interrupted
+
+    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begun)
+
+
+def checkpoint(folder: RunFolder) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder.last, weights_only=True)
+    return content
+
+
+def results(folder: RunFolder) -> dict[str, Any]:
+    assert run(["test", str(folder.path), *QUIET]) == 0
+    content: dict[str, Any] = json.loads(folder.results.read_text())
+    return content
+
+
+@pytest.mark.parametrize(("step", "every"), [(14, 4), (7, 1)])
+def test_a_resumed_mean_teacher_equals_the_uninterrupted_one(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, step: int, every: int
+) -> None:
+    config = CONFIGS / "offline/mean_teacher.yaml"
+    options = ["--trainer.max_epochs=2", f"--checkpoints.every_steps={every}"]
+    whole = fit(config, "whole", *options)
+    interrupt_at(step, monkeypatch)
+    with pytest.raises(Interrupted):
+        fit(config, "stopped", *options)
+    stopped = RunFolder(Path("runs/e/stopped"))
+    assert checkpoint(stopped)["global_step"] == step // every * every
+    assert run(["resume", str(stopped.path)]) == 0
+    for part in ("state_dict", "teacher"):
+        mine, its = checkpoint(whole)[part], checkpoint(stopped)[part]
+        assert mine.keys() == its.keys()
+        assert all(torch.equal(mine[key], its[key]) for key in mine), part
+    student = checkpoint(whole)["state_dict"]
+    assert all(f"student.{key}" in student for key in checkpoint(whole)["teacher"])
+    assert any(not torch.equal(value, student[f"student.{key}"]) for key, value in checkpoint(whole)["teacher"].items())
+
+
+def test_a_mean_teacher_is_tested_from_its_checkpoint_and_other_ones_are_refused(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(CONFIGS / "offline/mean_teacher.yaml", "m", "--trainer.max_epochs=3")
+    figures = results(folder)
+    average = checkpoint(folder)
+    average["state_dict"] = {f"student.{key}": value for key, value in average["teacher"].items()}
+    other = fit(CONFIGS / "supervised/student.yaml", "s", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1")
+    torch.save(average, other.last)
+    assert results(other)["test/top1"] == figures["test/teacher_top1"]
+    del average["teacher"]
+    torch.save(average, folder.last)
+    assert run(["test", str(folder.path), *QUIET]) == 2
+    assert "the checkpoint holds no moving average of the student" in capsys.readouterr().err
+
+
+def test_teacher_free_needs_no_teacher(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit(CONFIGS / "offline/tf_kd.yaml", "t", "--trainer.max_epochs=10")
+    figures = results(folder)
+    assert figures["test/top1"] > 0.5
+    assert "test/teacher_top1" not in figures
+    asking = json.dumps({"kd": {"loss": "SoftTarget"}})
+    fit(CONFIGS / "offline/tf_kd.yaml", "faulty", f"--model.criteria={asking}", code=2)
+    assert "criteria.kd asks the teacher, but teacher is null" in capsys.readouterr().err
+
+
+def test_every_member_of_an_ensemble_is_examined(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    teachers = {
+        "residual": fit(CONFIGS / "supervised/teacher.yaml", "r", "--trainer.max_epochs=4"),
+        "wide": fit(CONFIGS / "supervised/wide_teacher.yaml", "w", "--trainer.max_epochs=1"),
+    }
+    key = "--model.teacher.init_args.teachers"
+    options = [f"{key}.{name}.init_args.network.weights={folder.path}" for name, folder in teachers.items()]
+    options += ["--trainer.max_epochs=1", "--model.teacher.init_args.weights=cross_entropy"]
+    passing = [f"{key}.{name}.init_args.check.above_chance=0" for name in teachers]
+    figures = results(fit(CONFIGS / "offline/ensemble.yaml", "e", *options, *passing))
+    alone = {name: results(folder)["test/top1"] for name, folder in teachers.items()}
+    assert min(alone.values()) < figures["test/teacher_top1"] < 1  # weights by the label would be right for sure
+    fit(
+        CONFIGS / "offline/ensemble.yaml",
+        "f",
+        *options,
+        passing[0],
+        f"{key}.wide.init_args.check.above_chance=9",
+        code=2,
+    )
+    assert "wide: the teacher's top-1 is" in capsys.readouterr().err
+
+
+def test_a_teacher_is_taken_at_an_earlier_epoch(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = fit(
+        CONFIGS / "supervised/teacher.yaml", "t", "--trainer.max_epochs=5", "--checkpoints.keep_every_epochs=2"
+    )
+    kept = {path.name for path in teacher.checkpoints.glob("epoch*")}
+    assert kept == {"epoch=2.ckpt", "epoch=4.ckpt"}
+    short = fit(CONFIGS / "supervised/teacher.yaml", "s", "--trainer.max_epochs=5", "--checkpoints.best=null")
+    stored = torch.load(teacher.checkpoints / "epoch=2.ckpt", weights_only=True)
+    assert (stored["epoch"], stored["global_step"]) == (1, 20)
+    options = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--model.teacher.init_args.check=false"]
+    weights = "--model.teacher.init_args.network.weights"
+    folder = fit(CONFIGS / "offline/kd.yaml", "kd", *options, f"{weights}={teacher.path}@epoch=2")
+    torch.save(stored, short.last)
+    assert results(folder)["test/teacher_top1"] == results(short)["test/top1"]
+    fit(CONFIGS / "offline/kd.yaml", "none", *options, f"{weights}={teacher.path}@epoch=3", code=2)
+    assert "has no checkpoint of epoch 3: it has epochs 2, 4" in capsys.readouterr().err
+
+
+def test_a_chain_is_one_command_and_goes_on_where_it_stopped(
+    fit: Fit, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    links = {"teacher": "supervised/teacher", "assistant": "assistants/assistant", "student": "assistants/student"}
+    for name, path in links.items():
+        content = yaml.safe_load((CONFIGS / f"{path}.yaml").read_text())
+        content["trainer"] |= {"max_epochs": 1, "enable_progress_bar": False}
+        if name != "teacher":
+            content["model"]["init_args"]["teacher"]["init_args"]["check"] = False
+        text = yaml.safe_dump(content)
+        for other, place in links.items():
+            text = text.replace(f"configs/digits/{place}.yaml", f"{other}.yaml")
+        (tmp_path / f"{name}.yaml").write_text(text)
+    student = fit(tmp_path / "student.yaml", "s")
+    recipes = {path.name.partition("-")[0]: RunFolder(path) for path in Path("runs/recipes").iterdir() if path.is_dir()}
+    assert set(recipes) == {"teacher", "assistant"}
+    assert all(folder.record.exists() and folder.config.exists() for folder in (student, *recipes.values()))
+    assert capfd.readouterr().out.count("training the recipe") == 2
+    # The assistant was killed in its training, and the student had not begun.
+    recipes["assistant"].record.unlink()
+    before = recipes["teacher"].last.stat().st_mtime_ns
+    assert run(["test", str(student.path), *QUIET]) == 0
+    assert recipes["assistant"].record.exists()
+    assert recipes["teacher"].last.stat().st_mtime_ns == before
+    said = capfd.readouterr().out
+    assert said.count("training the recipe") == 1
+    assert f"resuming {recipes['assistant'].path}" in said
