@@ -18,7 +18,7 @@ from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.metrics import Evaluations
 from kd_lightning.distillers.nonfinite import stop_if_not_finite
 from kd_lightning.distillers.optimizing import Decayed, parameter_groups
-from kd_lightning.distillers.scheduling import scheduled
+from kd_lightning.distillers.scheduling import length_of, scheduled
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.distillers.unreached import Unreached
 from kd_lightning.models import Network, NetworkLike, Outputs, Views
@@ -58,11 +58,8 @@ class Distiller(pl.LightningModule, ABC):
         super().__init__()
         self._recipe = (student,)  # in a tuple, so that a module is registered once, as the student
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.scheduler_interval, self.weight_decay_on, self.num_classes = (
-            scheduler_interval,
-            weight_decay_on,
-            num_classes,
-        )
+        self.scheduler_interval, self.weight_decay_on = scheduler_interval, weight_decay_on
+        self.num_classes = num_classes
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.criteria = Criteria(criteria)
         self.student: nn.Module | None = None
@@ -158,12 +155,7 @@ class Distiller(pl.LightningModule, ABC):
         return scheduled(optimizer, self.make_scheduler, self.scheduler_interval, self._training_length, self._restored)
 
     def _training_length(self) -> int:
-        if self.scheduler_interval == "step":
-            return int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise ValueError(f"a schedule stated in shares of the training needs trainer.max_epochs >= 1, got {epochs}")
-        return epochs
+        return length_of(self.trainer, self.scheduler_interval)
 
     def _student(self) -> nn.Module:
         if self.student is None:
@@ -279,8 +271,7 @@ class Distiller(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the student's figures as ``val/*``."""
-        figures = self.val_metrics.compute()
-        self._log_figures("val", figures)
+        self._log_figures("val", self.val_metrics.compute())
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Take in the student's answers, and the teacher's where there is one."""

@@ -138,8 +138,10 @@ class OfflineDistiller(Distiller):
         """Remember the training images, where their neighbours are asked for."""
         if self.knn is not None and not self.trainer.sanity_checking:
             shown = training_images(getattr(self.trainer, "datamodule", None), self.device)
-            moved = (as_batch(self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)) for batch in shown)
-            self.knn.remember(self._student(), moved)
+            strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
+            moved = (precision.convert_input(strategy.batch_to_device(batch, dataloader_idx=0)) for batch in shown)
+            with precision.val_step_context():
+                self.knn.remember(self._student(), map(as_batch, moved))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Take in the student's answers, and those of the nearest training images."""

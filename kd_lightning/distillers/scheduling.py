@@ -3,12 +3,27 @@
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
+import lightning.pytorch as pl
 from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from kd_lightning.distillers.learning_rate import StretchedToTraining
 from kd_lightning.distillers.optimizing import check_unchanged
+
+
+def length_of(trainer: pl.Trainer, interval: Literal["epoch", "step"]) -> int:
+    """The whole training in epochs or optimizer steps.
+
+    Raises:
+        ValueError: if the trainer does not say how many epochs there are.
+    """
+    if interval == "step":
+        return int(trainer.estimated_stepping_batches)
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise ValueError(f"a schedule stated in shares of the training needs trainer.max_epochs >= 1, got {epochs}")
+    return epochs
 
 
 def scheduled(

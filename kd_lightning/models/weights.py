@@ -15,8 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.models.position_embeddings import NAME as POSITIONS
-from kd_lightning.models.position_embeddings import with_resized
+from kd_lightning.models.position_embeddings import NAME, with_resized
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "student.", "model.", "network.")
@@ -217,7 +216,7 @@ def matched(found: State, network: nn.Module, source: str) -> dict[str, Any]:
             f"{key}: file {_described(a, b)}, network {_described(b, a)}" for key, (a, b) in sorted(misshapen.items())
         ]
         lines = _listed("missing", missing) + _listed("unexpected", unexpected) + _listed("misshapen", pairs)
-        if any(key.rpartition(".")[2] == POSITIONS for key in misshapen):
+        if any(key.rpartition(".")[2] == NAME for key in misshapen):
             lines.append("  position embeddings for images of another size are interpolated with resize: true")
         raise ValueError("\n".join([f"{source} does not fit the network {type(network).__name__}:", *lines]))
     return state

@@ -122,7 +122,7 @@ CIFAR = sorted(
 )
 STAGED = {"ab", "fsp", "ft", "fitnets_two_stage"}  # 30 epochs before the protocol's
 LONG = {"mlkd"}
-OTHER_TEACHERS = {"ensemble", "mean_teacher", "tf_kd"}  # than one frozen network
+OTHER_TEACHERS = {"dino", "ensemble", "mean_teacher", "tf_kd"}  # than one frozen network
 
 
 @pytest.mark.parametrize("path", CIFAR, ids=lambda path: f"{path.parent.name}-{path.stem}")

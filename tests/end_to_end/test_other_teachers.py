@@ -1,4 +1,4 @@
-"""Teachers beyond one frozen network, from the command line: averages, ensembles, none, chains, and earlier epochs."""
+"""Teachers beyond one frozen network, from the command line: averages, ensembles, none, and earlier epochs."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-import yaml
 
 from kd_lightning.cli.commands import run
 from kd_lightning.run_folder import RunFolder
@@ -95,6 +94,25 @@ def test_a_mean_teacher_is_tested_from_its_checkpoint_and_other_ones_are_refused
     assert "the checkpoint holds no moving average of the student" in capsys.readouterr().err
 
 
+def test_a_resumed_centre_equals_the_uninterrupted_one_and_neighbours_are_reported(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--trainer.max_epochs=2", "--checkpoints.every_steps=4"]
+    whole = fit(CONFIGS / "offline/dino.yaml", "whole", *options)
+    interrupt_at(14, monkeypatch)
+    with pytest.raises(Interrupted):
+        fit(CONFIGS / "offline/dino.yaml", "stopped", *options)
+    stopped = RunFolder(Path("runs/e/stopped"))
+    assert run(["resume", str(stopped.path)]) == 0
+    mine, its = checkpoint(whole), checkpoint(stopped)
+    centre = "criteria.losses.dino._extra_state"
+    assert torch.equal(mine["state_dict"].pop(centre)["centre"], its["state_dict"].pop(centre)["centre"])
+    for part in ("state_dict", "teacher"):
+        assert all(torch.equal(mine[part][key], its[part][key]) for key in mine[part]), part
+    assert stopped.metrics.read_text() == whole.metrics.read_text()
+    assert "val/knn_top1" in whole.metrics.read_text().splitlines()[0]
+
+
 def test_teacher_free_needs_no_teacher(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fit(CONFIGS / "offline/tf_kd.yaml", "t", "--trainer.max_epochs=10")
     figures = results(folder)
@@ -144,32 +162,3 @@ def test_a_teacher_is_taken_at_an_earlier_epoch(fit: Fit, capsys: pytest.Capture
     assert results(folder)["test/teacher_top1"] == results(short)["test/top1"]
     fit(CONFIGS / "offline/kd.yaml", "none", *options, f"{weights}={teacher.path}@epoch=3", code=2)
     assert "has no checkpoint of epoch 3: it has epochs 2, 4" in capsys.readouterr().err
-
-
-def test_a_chain_is_one_command_and_goes_on_where_it_stopped(
-    fit: Fit, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    links = {"teacher": "supervised/teacher", "assistant": "assistants/assistant", "student": "assistants/student"}
-    for name, path in links.items():
-        content = yaml.safe_load((CONFIGS / f"{path}.yaml").read_text())
-        content["trainer"] |= {"max_epochs": 1, "enable_progress_bar": False}
-        if name != "teacher":
-            content["model"]["init_args"]["teacher"]["init_args"]["check"] = False
-        text = yaml.safe_dump(content)
-        for other, place in links.items():
-            text = text.replace(f"configs/digits/{place}.yaml", f"{other}.yaml")
-        (tmp_path / f"{name}.yaml").write_text(text)
-    student = fit(tmp_path / "student.yaml", "s")
-    recipes = {path.name.partition("-")[0]: RunFolder(path) for path in Path("runs/recipes").iterdir() if path.is_dir()}
-    assert set(recipes) == {"teacher", "assistant"}
-    assert all(folder.record.exists() and folder.config.exists() for folder in (student, *recipes.values()))
-    assert capfd.readouterr().out.count("training the recipe") == 2
-    # The assistant was killed in its training, and the student had not begun.
-    recipes["assistant"].record.unlink()
-    before = recipes["teacher"].last.stat().st_mtime_ns
-    assert run(["test", str(student.path), *QUIET]) == 0
-    assert recipes["assistant"].record.exists()
-    assert recipes["teacher"].last.stat().st_mtime_ns == before
-    said = capfd.readouterr().out
-    assert said.count("training the recipe") == 1
-    assert f"resuming {recipes['assistant'].path}" in said
