@@ -47,5 +47,6 @@ def test_what_needs_labels_is_told(generator: ModuleType) -> None:
         "InBatchCRD",
         "NKD",
         "OFA",
+        "TeacherFree",
         "WSLD",
     }

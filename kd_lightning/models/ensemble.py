@@ -43,7 +43,14 @@ def weights_by_label(logits: Tensor, target: Tensor, by: ByLabel) -> Tensor:
         logits: ``[K, N, C]``.
         target: Class indices, int64 ``[N]``, or probabilities, float ``[N, C]``.
         by: Which of the two.
+
+    Raises:
+        ValueError: if a sample has no label.
     """
+    if target.ndim == 1 and bool((target < 0).any()):
+        raise ValueError(
+            f"weights {by} need labels, and a sample has none: give weights by name, or null for equal ones"
+        )
     ce = torch.stack([F.cross_entropy(each, target, reduction="none") for each in logits])
     if by == "cross_entropy":
         return (-ce).softmax(dim=0)

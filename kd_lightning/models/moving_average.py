@@ -34,7 +34,7 @@ def same_on_all_ranks(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by those of the first rank, in one message for each dtype."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
-    for dtype in {tensor.dtype for tensor in tensors}:
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):  # all ranks in one order
         ours = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.flatten() for tensor in ours])
         dist.broadcast(flat, 0)

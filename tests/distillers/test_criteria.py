@@ -103,6 +103,37 @@ def test_windows_say_when_a_term_is_computed_and_the_teacher_asked() -> None:
     assert criteria.views() == {"default", "strong"}
 
 
+def test_several_views_come_as_lists_in_their_order() -> None:
+    loss = Heard()
+    criteria = Criteria({"own": Term(loss, student=["a", "logits"], views=["x", "y"], teacher_views=["y"])})
+    assert criteria.views() == {"x", "y"}
+    assert criteria.asks_teacher(0) == {"y"}
+    seen = {view: Outputs(STUDENT + number, {"a": torch.tensor([number])}) for number, view in enumerate("xy")}
+    criteria(seen, {"y": Outputs(TEACHER, {})}, BATCH, 0)
+    student, teacher, _, _ = loss.given[0]
+    assert [float(value.flatten()[0]) for value in student] == [0.0, 1.0, 1.0, 2.0]
+    assert teacher is TEACHER
+    shapes = {"a": (2, 1), "logits": (2, 3)}
+    criteria.build(TapPlan({"a": "a"}, shapes), TapPlan({}, {"logits": (2, 3)}))  # type: ignore[arg-type]
+    assert loss.shapes == ([(2, 1), (2, 3)] * 2, [(2, 3)])
+
+
+def test_the_teacher_looks_at_a_view_of_its_own() -> None:
+    loss = Heard()
+    criteria = Criteria({"own": Term(loss, teacher_views=["weak"])})
+    criteria({"default": Outputs(STUDENT, {})}, {"weak": Outputs(TEACHER, {})}, BATCH, 0)
+    assert loss.given[0][0] is STUDENT
+    assert loss.given[0][1] is TEACHER
+
+
+@pytest.mark.parametrize("views", [{"views": []}, {"teacher_views": []}])
+def test_no_views_are_an_error(views: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"criteria\.own: views and teacher_views must name a view, or be null; got \[\]"
+    ):
+        Criteria({"own": Term(Gap(), **views)})
+
+
 def test_nothing_to_learn_in_an_epoch_is_an_error() -> None:
     criteria = Criteria({"ce": Term(CrossEntropy(), Window(1.0, end=1)), "off": Term(Gap(), 0.0)})
     with pytest.raises(ValueError, match="weighs 0 in epoch 4"):

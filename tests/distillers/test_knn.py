@@ -10,6 +10,7 @@ from kd_lightning.batch import Batch
 from kd_lightning.datamodules import DigitsDataModule
 from kd_lightning.distillers import NearestNeighbours
 from kd_lightning.distillers.knn import training_images, votes
+from kd_lightning.models import Network
 
 CPU = torch.device("cpu")
 
@@ -91,7 +92,5 @@ def test_a_data_module_without_the_images() -> None:
 
 
 def test_several_taps_are_refused() -> None:
-    from kd_lightning.models import Network
-
     with pytest.raises(ValueError, match=r"knn\.tap must be one tap, but 'stages' is several"):
         NearestNeighbours(tap="stages").prepare(Network("cifar_resnet8").build(10, 1), (1, 8, 8), 10)

@@ -91,6 +91,14 @@ def test_weights_by_mixed_labels() -> None:
     )
 
 
+def test_weights_by_the_label_need_one() -> None:
+    teacher, _, _ = pair(weights="confidence")
+    given = batch(torch.tensor([0, 1, -100, 3]))
+    with pytest.raises(ValueError, match="weights confidence need labels, and a sample has none"):
+        teacher(given)
+    teacher.unlabelled(given)
+
+
 def test_what_is_measured_does_not_look_at_the_labels() -> None:
     teacher, a, b = pair(weights="cross_entropy")
     given = batch()
