@@ -26,8 +26,17 @@ from kd_lightning.models.taps import tapped
 RESULTS = Path(__file__).with_suffix(".json")
 REFERENCE = "SoftTarget"
 CLASSES, SAMPLES, SHAPE, EPOCH = 100, 50_000, (3, 32, 32), 100
-# Transformers only.
-LEFT_OUT = {"AttentionProbabilities", "Loss"}
+# For transformers, for several views, or for generated images.
+LEFT_OUT = {
+    "Activation",
+    "AttentionProbabilities",
+    "BatchNormStatistics",
+    "ClassBalance",
+    "DINO",
+    "Discrepancy",
+    "Loss",
+    "OneHot",
+}
 
 
 def all_losses() -> dict[str, Loss]:
@@ -80,13 +89,14 @@ def timed(step: Callable[[], None], steps: int) -> float:
     return time.perf_counter() - start
 
 
-def measured(rounds: int, steps: int, batch_size: int) -> dict[str, Any]:
-    """The figures of all losses."""
+def measured(rounds: int, steps: int, batch_size: int, names: list[str]) -> dict[str, Any]:
+    """The figures of the losses of these names, or of all."""
     torch.manual_seed(0)
     images = torch.randn(batch_size, *SHAPE).to(memory_format=torch.channels_last)
     index = torch.randperm(SAMPLES)[:batch_size]
     batch = Batch({"default": images}, index % CLASSES, index, torch.zeros(batch_size, dtype=torch.int64))
-    steppers = {name: stepper(loss, batch) for name, loss in all_losses().items()}
+    wanted = {name: loss for name, loss in all_losses().items() if not names or name in {*names, REFERENCE}}
+    steppers = {name: stepper(loss, batch) for name, loss in wanted.items()}
     for step, _ in steppers.values():
         timed(step, 2)
     times: dict[str, list[float]] = {name: [] for name in steppers}
@@ -122,8 +132,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("names", nargs="*", help="losses to measure anew; all by default")
     options = parser.parse_args()
-    results = measured(options.rounds, options.steps, options.batch_size)
+    results = measured(options.rounds, options.steps, options.batch_size, options.names)
+    if options.names:
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))
+        results = {"setting": before["setting"], "losses": before["losses"] | results["losses"]}
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for name, figures in results["losses"].items():
         print(f"{name:24} {figures['extra_parameters']:>10,} {figures['relative_time']:6.2f}x")

@@ -33,14 +33,17 @@ def batch_norm_statistics(statistics: Sequence[Tensor]) -> Tensor:
 
 
 class BatchNormStatistics(Loss):
-    """The statistics of generated images at the inputs of the teacher's batch normalisation (see the function).
+    """The statistics of generated images at the inputs of the teacher's batch normalisation are to be its own.
 
-    Its tap, ``batch_norms``, is given by `DataFreeDistiller`.
+    Its tap, ``batch_norms``, is given by `DataFreeDistiller`. The statistics are of the batch: on several devices,
+    each device's own.
+
+    Source: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, eq. 4.
     """
 
     student_tap: ClassVar[Taps] = ()
     teacher_tap: ClassVar[Taps | None] = "batch_norms"
 
     def forward(self, student: object, teacher: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The loss of the layers' statistics, ``[2, 2, C]`` each."""
+        """The loss of the layers' statistics, ``[2, 2, C]`` each; the labels are not looked at."""
         return batch_norm_statistics(teacher)

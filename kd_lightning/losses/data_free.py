@@ -92,7 +92,10 @@ def discrepancy(student: Tensor, teacher: Tensor, measure: Measure = "l1", tempe
 
 
 class OneHot(Loss):
-    """The teacher is to be sure of a generated image (see `one_hot`).
+    """The teacher is to be sure of a generated image: mean of -log p_t(y).
+
+    Sources: Chen et al., "Data-Free Learning of Student Networks", ICCV 2019 (DAFL), eq. 3; Yin et al., "Dreaming to
+    Distill", CVPR 2020, eq. 1, for ``drawn``.
 
     Args:
         labels: Of what: ``argmax``, whatever it thinks (DAFL); ``drawn``, of the label that the image was drawn for,
@@ -113,28 +116,39 @@ class OneHot(Loss):
 
 
 class Activation(Loss):
-    """A generated image is to excite the teacher (see `activation`)."""
+    """A generated image is to excite the teacher: minus the mean absolute feature.
+
+    Source: Chen et al., "Data-Free Learning of Student Networks", ICCV 2019 (DAFL), eq. 4.
+    """
 
     student_tap: ClassVar[Taps] = NOBODY
     teacher_tap: ClassVar[Taps | None] = "embedding"
 
     def forward(self, student: object, teacher: Tensor, target: Tensor) -> Tensor:
-        """The loss of the teacher's features ``[N, ...]``."""
+        """The loss of the teacher's features ``[N, ...]``; the labels are not looked at."""
         return activation(teacher)
 
 
 class ClassBalance(Loss):
-    """A batch of generated images is to be of all classes (see `class_balance`)."""
+    """A batch of generated images is to be of all classes: sum of q log q, q the mean of p_t over the batch.
+
+    It is over the samples of the batch: on several devices, each device's own.
+
+    Source: Chen et al., "Data-Free Learning of Student Networks", ICCV 2019 (DAFL), eq. 5.
+    """
 
     student_tap: ClassVar[Taps] = NOBODY
 
     def forward(self, student: object, teacher: Tensor, target: Tensor) -> Tensor:
-        """The loss of the teacher's logits ``[N, C]``."""
+        """The loss of the teacher's logits ``[N, C]``; the labels are not looked at."""
         return class_balance(teacher)
 
 
 class Discrepancy(Loss):
-    """A generated image is to be one that the student gets wrong (see `discrepancy`).
+    """A generated image is to be one that the student gets wrong: minus the distance of both answers.
+
+    Sources: Fang et al., "Data-Free Adversarial Distillation", 2019, eq. 4, for ``l1``; Choi et al., "Data-Free Network
+    Quantization with Adversarial Knowledge Distillation", CVPR Workshops 2020 (DFQ), eq. 8, for ``kl``.
 
     Args:
         measure: ``l1`` or ``kl``.
@@ -150,5 +164,5 @@ class Discrepancy(Loss):
         self.measure, self.temperature = measure, temperature
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits ``[N, C]`` of both."""
+        """The loss of logits ``[N, C]`` of both; the labels are not looked at."""
         return discrepancy(student, teacher, self.measure, self.temperature)

@@ -31,18 +31,23 @@ from kd_lightning.losses import (
     SRRL,
     VID,
     WSLD,
+    Activation,
     ActivationBoundary,
     AttentionProbabilities,
     AttentionTransfer,
+    BatchNormStatistics,
+    ClassBalance,
     CorrelationCongruence,
     CrossEntropy,
     CurriculumTemperature,
+    Discrepancy,
     FactorTransfer,
     HardLabel,
     Hint,
     InBatchCRD,
     Loss,
     MultiLevelKD,
+    OneHot,
     OverhaulFeature,
     ReferenceSoftTarget,
     RelationalAngle,
@@ -221,6 +226,9 @@ PER_SAMPLE: dict[str, Case] = {
     "HardLabel": (HardLabel, logits, {}),
     "TeacherFree": (TeacherFree, logits, {}),
     "DINO": (lambda: DINO().eval(), lambda: [logits(), logits()], {"epoch": 0}),
+    "OneHot": (OneHot, logits, {}),
+    "Activation": (Activation, logits, {}),
+    "Discrepancy": (Discrepancy, logits, {}),
     "DKD": (DKD, logits, {}),
     "DKD standardized": (lambda: DKD(standardize=True), logits, {}),
     "DKPP": (DKPP, logits, {"index": NUMBERS * 3, "number": NUMBERS}),
@@ -253,6 +261,7 @@ RELATIONAL: dict[str, Case] = {
     "MultiLevelKD of batches": (lambda: MultiLevelKD(parts=["batch"]), logits, {}),
     "MultiLevelKD of classes": (lambda: MultiLevelKD(parts=["class"]), logits, {}),
     "CWTM": (CWTM, uneven_logits, {}),
+    "ClassBalance": (ClassBalance, logits, {}),
     "Similarity": (Similarity, maps, {}),
     "PKT": (PKT, vectors, {}),
     "RKD": (RKD, vectors, {}),
@@ -300,7 +309,7 @@ def classes(cases: dict[str, Case]) -> set[type[Loss]]:
 
 def test_every_loss_is_here() -> None:
     exported = {value for name in package.__all__ if isinstance(value := getattr(package, name), type)}
-    losses = {value for value in exported if issubclass(value, Loss)} - {Loss}
+    losses = {value for value in exported if issubclass(value, Loss)} - {Loss, BatchNormStatistics}  # of a network's
     assert classes(PER_SAMPLE) | classes(RELATIONAL) == losses
     assert classes(PER_SAMPLE) & classes(RELATIONAL) == {DIST, MultiLevelKD}  # by their arguments
 
