@@ -166,7 +166,7 @@ class Codistillation(Collaboration):
         if self.exchange == "weights":
             with torch.no_grad():
                 return {
-                    name: answer(self._copies[name].to(images[name].device), self._plans[name], images[name])
+                    name: answer(self._copies[name].to(images[name]), self._plans[name], images[name])
                     for name in wanted
                 }
         if self._step % self.every:

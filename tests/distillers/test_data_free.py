@@ -232,7 +232,7 @@ def bare() -> nn.Module:
     ("options", "source", "message"),
     [
         ({"teacher": FrozenTeacher(bare(), check=False)}, data, "Sequential has no batch normalisation"),
-        ({"generator_criteria": {"hint": Term(Hint("linear"))}}, data, r"hint: the loss has parameters of its own"),
+        ({"generator_criteria": {"hint": Term(Hint("conv1x1"))}}, data, r"hint: the loss has parameters of its own"),
         ({"teacher": FrozenTeacher(bare())}, data, r"^teacher.check needs validation images"),
         ({}, lambda: DigitsDataModule(), r"^DataFreeDistiller makes its own images"),
         ({}, lambda: data(val_fraction=0.1), r"^val_fraction must be 0 where the training set is not read, got 0.1"),

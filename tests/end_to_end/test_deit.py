@@ -28,12 +28,12 @@ Fit = Callable[..., RunFolder]
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     """Fits a configuration in a working folder of its own, by a teacher of one epoch."""
     monkeypatch.chdir(tmp_path)
-    line = ["fit", "--experiment", "e", "--data.init_args.global_batch_size=128", *QUIET]
-    assert run([*line, "--config", str(TEACHER), "--run", "t", "--trainer.max_epochs=1"]) == 0
+    line = ["--experiment", "e", "--data.init_args.global_batch_size=128", *QUIET]
+    assert run(["fit", "--config", str(TEACHER), *line, "--run", "t", "--trainer.max_epochs=1"]) == 0
 
     def fitted(config: Path, name: str, *options: str) -> RunFolder:
         teacher = ["--model.teacher.init_args.network.weights=runs/e/t", "--model.teacher.init_args.check=false"]
-        assert run([*line, "--config", str(config), "--run", name, *teacher, *options]) == 0
+        assert run(["fit", "--config", str(config), *line, "--run", name, *teacher, *options]) == 0
         return RunFolder(Path("runs/e") / name)
 
     return fitted

@@ -76,15 +76,28 @@ def frozen(teacher: dict[str, Any] | None, key: str = "--model.teacher") -> Iter
         yield from frozen(member, f"{key}.init_args.teachers.{name}")
 
 
-def small(path: Path, data: Path, folder: Path) -> list[str]:
-    """Options that make a configuration run on the small data, with a teacher that knows nothing."""
+def small_data(path: Path, data: Path) -> list[str]:
+    """Options of a data module for the small data."""
     family = path.relative_to(CONFIGS).parts[0]
+    if path.parent.name == "data_free":
+        options = [f"--data.init_args.data.init_args.root={data}"] if family != "digits" else []
+        if stated(path)["data"]["class_path"] == "NoTrainingImages":
+            return [*options, "--data.init_args.steps_per_epoch=2", "--data.init_args.global_batch_size=4"]
+        images = {"root": data / "imagenet", "global_batch_size": 3, "workers": 0}
+        return options + [f"--data.init_args.images.init_args.{name}={value}" for name, value in images.items()]
     options = [f"--data.init_args.root={data / family if family == 'imagenet' else data}"] if family != "digits" else []
     if family == "cifar100":
         options += ["--data.init_args.global_batch_size=4", "--data.init_args.eval_batch_size=4"]
     if family == "imagenet":
         options += ["--data.init_args.global_batch_size=3", "--data.init_args.workers=0"]
         options += ["--data.init_args.image_size=32", "--trainer.devices=1"]
+    return options
+
+
+def small(path: Path, data: Path, folder: Path) -> list[str]:
+    """Options that make a configuration run on the small data, with a teacher that knows nothing."""
+    family = path.relative_to(CONFIGS).parts[0]
+    options = small_data(path, data)
     if path.parent.name == "online":
         options += ["--trainer.devices=1", "--trainer.strategy=auto"]  # codistillation has two processes
     if family == "imagenet" and path.parent.name == "deit":
@@ -118,7 +131,7 @@ def test_real_images_train_a_step(cifar100_root: Path, tmp_path: Path, monkeypat
 CIFAR = sorted(
     path
     for path in CONFIGS.glob("cifar100/*/*.yaml")
-    if "vit_tiny" not in path.read_text() and path.parent.name not in {"born_again", "deit", "online"}
+    if "vit_tiny" not in path.read_text() and path.parent.name not in {"born_again", "data_free", "deit", "online"}
 )
 STAGED = {"ab", "fsp", "ft", "fitnets_two_stage"}  # 30 epochs before the protocol's
 LONG = {"mlkd"}
