@@ -157,7 +157,8 @@ class Codistillation(Collaboration):
                 name: copy.deepcopy(network).requires_grad_(False).eval() for name, network in self._networks.items()
             }
         for name, network in self._copies.items():
-            network.load_state_dict(states[name])
+            # Assigned, so that a copy has the precision of what it is taken from, also before it was ever asked.
+            network.load_state_dict({key: value.clone() for key, value in states[name].items()}, assign=True)
 
     def teach(self, answers: Mapping[str, Outputs], target: Tensor, images: Mapping[str, Tensor]) -> dict[str, Outputs]:
         """What the other peers' copies say; or what the others say now, in every n-th step."""
@@ -166,7 +167,7 @@ class Codistillation(Collaboration):
         if self.exchange == "weights":
             with torch.no_grad():
                 return {
-                    name: answer(self._copies[name].to(images[name]), self._plans[name], images[name])
+                    name: answer(self._copies[name].to(images[name].device), self._plans[name], images[name])
                     for name in wanted
                 }
         if self._step % self.every:

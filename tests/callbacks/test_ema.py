@@ -120,6 +120,16 @@ def test_a_resumed_average_goes_on(tmp_path: Path) -> None:
     assert average_of(ema).weight.item() == pytest.approx(by_hand(8.0, [7.5, 7.0, 6.5, 6.0]))
 
 
+def test_a_sanity_check_before_a_resumed_training_does_not_restart_it(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path)
+    module, ema = Toy(), StudentEMA(DECAY)
+    trainer = trainer_of(tmp_path, 2, ema)
+    trainer.num_sanity_val_steps = 1
+    trainer.fit(module, loader(2), loader(1), ckpt_path=path, weights_only=True)
+    assert len(module.seen) == 2  # the check's, and that of the epoch
+    assert average_of(ema).weight.item() == pytest.approx(by_hand(8.0, [7.5, 7.0, 6.5, 6.0]))
+
+
 def test_a_checkpoint_without_it_is_not_resumed(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 1)
     trainer.fit(Toy(), loader(2))

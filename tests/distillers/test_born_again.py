@@ -1,6 +1,6 @@
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -21,7 +21,7 @@ from kd_lightning.distillers import (
     Window,
     generation_seed,
 )
-from kd_lightning.losses import CRD, CWTM, DKPP, VID, CrossEntropy, CurriculumTemperature, Hint, SoftTarget
+from kd_lightning.losses import CRD, CWTM, DKPP, VID, CrossEntropy, CurriculumTemperature, Hint, Loss, SoftTarget
 from kd_lightning.models import FrozenTeacher, Network
 from kd_lightning.models.weights import read_weights
 from kd_lightning.run_folder import RunFolder
@@ -196,6 +196,31 @@ def test_a_given_teacher_may_not_need_adapters_of_its_own(tmp_path: Path) -> Non
         ValueError, match=r"^criteria\.hint: its adapters would change with the teacher, whose taps are"
     ):
         fit(module, tmp_path)
+
+
+class Norms(Loss):
+    """Keeps what it is told of the teacher's batch normalisation."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher_norms"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Tensor] = []
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, teacher_norms: Any) -> Tensor:
+        self.told.append(teacher_norms[0][0].clone())
+        return student.square().mean()
+
+
+def test_losses_are_told_of_the_present_teacher(tmp_path: Path) -> None:
+    given, norms = Net(10, 1), Norms()
+    nn.init.constant_(given.body[1].bias, 0.25)  # type: ignore[arg-type]
+    criteria = {"norms": Term(norms, student="body.2:in", teacher="body.2:in"), "kd": Term(SoftTarget(1.0))}
+    fit(born_again(criteria, teacher=FrozenTeacher(given, check=False)), tmp_path)
+    biases = [torch.full((4,), 0.25), *(weights_of(tmp_path, generation)["body.1.bias"] for generation in (0, 1))]
+    assert len(norms.told) == 3 * STEPS * EPOCHS
+    for step, told in enumerate(norms.told):
+        assert torch.equal(told, biases[step // (STEPS * EPOCHS)]), step
 
 
 # Going on

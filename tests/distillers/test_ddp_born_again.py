@@ -12,7 +12,7 @@ import torch
 from kd_lightning.models.weights import read_weights
 
 SCRIPT = '''
-"""Two generations of two epochs in float64, whole, and again from the checkpoint of each epoch."""
+"""Two generations of two epochs in float64, whole, and again from the boundary and from amid the second one."""
 import sys
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def fit(root, checkpoint=None):
 
 trainer = fit(out)
 if devices > 1:
-    for epoch in (0, 1, 2):
+    for epoch in (1, 2):
         trainer.strategy.barrier()
         fit(out / f"from-{epoch}", out / f"saved/epoch={epoch}.ckpt")
 '''
@@ -123,7 +123,7 @@ def test_both_ranks_have_the_same_teacher_to_the_last_buffer(out: Path) -> None:
         assert torch.equal(second[f"previous.{key}"], value), key
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize("epoch", [1, 2])
 def test_two_ranks_go_on_from_any_epoch(out: Path, epoch: int) -> None:
     for rank in (0, 1):
         whole, resumed = (state(path / f"rank-{rank}.pt") for path in (out / "2", out / f"2/from-{epoch}"))

@@ -49,7 +49,8 @@ case, devices, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 pl.seed_everything(3)
 torch.set_num_threads(1)
 torch.manual_seed(0)
-peers = {"a": Peer(Net(8)), "b": Peer(Net(6))}
+# In double from the start: weights of a checkpoint are loaded before Lightning converts the module.
+peers = {"a": Peer(Net(8).double()), "b": Peer(Net(6).double())}
 groups = case.startswith(("weights", "predictions"))
 collaboration = {
     "dml": DML(), "kdcl": KDCL("linear"), "weights": Codistillation(3), "predictions": Codistillation(2, "predictions")
