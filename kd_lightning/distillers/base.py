@@ -175,8 +175,7 @@ class Distiller(pl.LightningModule, ABC):
 
     def forward(self, image: Tensor) -> Tensor:
         """The student's logits ``[N, C]`` for images ``[N, C, H, W]``."""
-        logits: Tensor = self._student()(image.to(memory_format=self.memory_format))
-        return logits
+        return cast(Tensor, self._student()(image.to(memory_format=self.memory_format)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Name what is random inside the step (dropout, drop path) by seed, epoch, batch and rank."""
@@ -191,8 +190,7 @@ class Distiller(pl.LightningModule, ABC):
         if missing := (criteria.views() | criteria.asks_teacher(epoch)) - batch.images.keys():
             raise ValueError(f"criteria look at the views {sorted(missing)}, the batch has {sorted(batch.images)}")
         student = {view: self._answer(batch.images[view]) for view in sorted(criteria.views())}
-        teacher = self.teach(batch, criteria.asks_teacher(epoch))
-        loss, values = criteria(student, teacher, batch, epoch)
+        loss, values = criteria(student, self.teach(batch, criteria.asks_teacher(epoch)), batch, epoch)
         stop_if_not_finite(loss, values, batch, self)
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
@@ -246,6 +244,8 @@ class Distiller(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the running means; the student and the adapters are in the state already, the teacher is not."""
+        # Lightning saves before that hook: what is due at this step would be logged again by a resumed run.
+        self.on_train_batch_end(None, None, self.trainer.fit_loop.epoch_loop.batch_idx)
         checkpoint["meter"] = self.meter.state(self._over_ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

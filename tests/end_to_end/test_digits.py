@@ -127,7 +127,13 @@ def gone() -> None:
 
 @pytest.mark.parametrize(
     ("step", "options"),
-    [(4, []), (14, []), (17, ["--checkpoints.every_steps=3"]), (20, ["--checkpoints.every_steps=5"])],
+    [
+        (4, []),
+        (14, []),
+        (5, ["--checkpoints.every_steps=4"]),
+        (17, ["--checkpoints.every_steps=3"]),
+        (20, ["--checkpoints.every_steps=5"]),
+    ],
 )
 def test_resumed_equals_uninterrupted(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, step: int, options: Sequence[str]
