@@ -70,7 +70,7 @@ class Lessons:
         teachers: Learner -> who teaches it.
 
     Raises:
-        ValueError: if two terms would be logged under one name.
+        ValueError: if two terms would be logged under one name, or one states several views.
     """
 
     def __init__(self, terms: Mapping[str, Mapping[str, Term]], teachers: Mapping[str, Sequence[str]]) -> None:
@@ -80,6 +80,11 @@ class Lessons:
         flat: dict[str, Term] = {}
         for learner, own in terms.items():
             for name, term in own.items():
+                if term.views is not None or term.teacher_views is not None:
+                    raise ValueError(
+                        f"criteria.{name}: among peers a term has one view, got views {term.views} and teacher_views "
+                        f"{term.teacher_views}; a peer's own view is its `view`"
+                    )
                 asked: Sequence[str | None] = teachers[learner] if term.teacher_taps() else [None]
                 for teacher in asked:
                     lesson = Lesson(learner, teacher, term.view)

@@ -380,6 +380,12 @@ def test_faults_are_named_when_the_peers_are_built(tmp_path: Path, options: dict
         fitted(tmp_path, distiller(**options))
 
 
+def test_a_term_of_several_views_is_refused(tmp_path: Path) -> None:
+    criteria = {"ce": Term(CrossEntropy(), teacher=None), "kd": Term(SoftTarget(), views=["default", "second"])}
+    with pytest.raises(ValueError, match=r"criteria.kd: among peers a term has one view, got views \['default', 'sec"):
+        fitted(tmp_path, distiller(criteria=criteria))
+
+
 def test_groups_are_for_peers_that_are_trained_in_groups() -> None:
     with pytest.raises(ValueError, match="Codistillation in 2 processes needs trainer.strategy"):
         together = Codistillation()
