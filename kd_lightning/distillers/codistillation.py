@@ -14,13 +14,9 @@ from kd_lightning.distillers.collaboration import Collaboration, Learner, decoup
 from kd_lightning.distillers.peers import answer
 from kd_lightning.models import Outputs, TapPlan
 from kd_lightning.models.taps import LOGITS
+from kd_lightning.ranks import world_size
 
 COPIES = "copies"
-
-
-def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def padded(rows: Tensor, length: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_lightning.models import Outputs, TapPlan
 from kd_lightning.models.taps import LOGITS
+from kd_lightning.ranks import summed
 
 ENSEMBLE = "ensemble"
 TINY = 1e-30  # where nobody errs
@@ -231,9 +232,7 @@ class KDCL(Collaboration):
             return min_logit(logits, target)
         if self.ensemble == "naive":
             return logits.mean(dim=0)
-        products = error_products(logits, target)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(products)
+        products = summed(error_products(logits, target))
         return torch.einsum("k,knc->nc", least_squares_weights(products).to(logits.dtype), logits)
 
 

@@ -4,15 +4,14 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from kd_lightning.batch import Batch
 from kd_lightning.models.tap_plan import plan, several
 from kd_lightning.models.taps import tapped
+from kd_lightning.ranks import gathered
 
 
 @runtime_checkable
@@ -53,13 +52,6 @@ def votes(features: Tensor, bank: Tensor, labels: Tensor, classes: int, k: int, 
     cosine, nearest = (features @ bank.T).topk(min(k, len(bank)), dim=1)
     found = torch.zeros(len(features), classes, dtype=cosine.dtype, device=cosine.device)
     return found.scatter_add_(1, labels[nearest], (cosine / temperature).exp())
-
-
-def over_ranks(rows: Tensor) -> Tensor:
-    """The rows of all ranks, whose numbers may differ."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return rows
-    return torch.cat(gather_all_tensors(rows))
 
 
 class NearestNeighbours(nn.Module):
@@ -106,7 +98,7 @@ class NearestNeighbours(nn.Module):
         """Take in the training images, of which each rank shows its share; in eval mode."""
         rows = [(self.features(student, batch.image), batch.target) for batch in batches if len(batch)]
         features, labels = (torch.cat(part) for part in zip(*rows, strict=True))
-        self._bank = over_ranks(features), over_ranks(labels)
+        self._bank = gathered(features), gathered(labels)
 
     def update(self, student: nn.Module, batch: Batch) -> None:
         """Let the neighbours of a batch vote; nothing before `remember`."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from kd_lightning.losses.base import Features, Loss, Shapes, Taps
 from kd_lightning.losses.features import single, unit
-from kd_lightning.losses.gather import gathered, summed
 from kd_lightning.losses.logits import check_temperature, largest_class
 from kd_lightning.losses.precision import in_float32, precise
+from kd_lightning.ranks import gathered, summed
 from kd_lightning.seeds import hashed, run_seed, seeded
 
 EPS = 1e-7

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from kd_lightning.losses.base import Features, Loss, Taps
-from kd_lightning.losses.gather import summed
 from kd_lightning.losses.logits import check_temperature
 from kd_lightning.losses.precision import in_float32
+from kd_lightning.ranks import summed
 
 
 @in_float32

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.models.input_adapter import Views
@@ -15,6 +14,7 @@ from kd_lightning.models.tap_plan import TapPlan, plan
 from kd_lightning.models.taps import tapped
 from kd_lightning.models.teacher import Outputs, Teacher
 from kd_lightning.models.weights import matched
+from kd_lightning.ranks import same_on_all_ranks
 
 
 def ramped(momentum: float, step: int, steps: float) -> float:
@@ -28,18 +28,6 @@ def ramped(momentum: float, step: int, steps: float) -> float:
         steps: Of the whole training, >= 1.
     """
     return 1 - (1 - momentum) * (math.cos(math.pi * step / steps) + 1) / 2
-
-
-def same_on_all_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by those of the first rank, in one message for each dtype."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):  # all ranks in one order
-        ours = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.flatten() for tensor in ours])
-        dist.broadcast(flat, 0)
-        for tensor, part in zip(ours, torch.split(flat, [tensor.numel() for tensor in ours]), strict=True):
-            tensor.copy_(part.view_as(tensor))
 
 
 class MovingAverageTeacher(Teacher):

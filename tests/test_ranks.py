@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kd_lightning.losses.gather import gathered, is_distributed, summed
+from kd_lightning.ranks import gathered, is_distributed, summed
 
 RANK = '''
 """Gather and sum on one of two ranks, and write what came of it."""
@@ -18,7 +18,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from kd_lightning.losses.gather import gathered, is_distributed, summed
+from kd_lightning.ranks import gathered, is_distributed, summed
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
