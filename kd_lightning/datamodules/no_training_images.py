@@ -1,12 +1,13 @@
 """No training images: only the names of images that somebody else will make, and the test set of a data set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from kd_lightning.batch import Batch
 from kd_lightning.datamodules.base import ImageDataModule, Split
+from kd_lightning.datamodules.borrowed import BorrowedDataModule
 from kd_lightning.datamodules.loader import Loader
 from kd_lightning.datamodules.plan import EpochPlan
 
@@ -21,7 +22,7 @@ class NamesLoader(Loader):
             yield Batch({}, torch.zeros_like(rows), rows, numbers)
 
 
-class NoTrainingImages(ImageDataModule):
+class NoTrainingImages(BorrowedDataModule):
     """Classes, shape, normalisation, validation and test of a data set whose training images are never read.
 
     An epoch is ``steps_per_epoch`` batches of names: ``index`` in 0 … steps x batch - 1, and the epoch as ``number``. A
@@ -37,65 +38,15 @@ class NoTrainingImages(ImageDataModule):
         ValueError: if an argument is out of range.
     """
 
+    unlabelled = "there are none"
+
     def __init__(
         self, data: ImageDataModule, steps_per_epoch: int, global_batch_size: int = 256, seed: int | None = None
     ) -> None:
-        super().__init__(
-            global_batch_size,
-            eval_batch_size=data.eval_batch_size,
-            validate_on_test=data.validate_on_test,
-            seed=seed,
-        )
+        super().__init__(data, global_batch_size, seed=seed)
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch must be >= 1, got {steps_per_epoch}")
-        self.data, self.steps_per_epoch = data, steps_per_epoch
-
-    def prepare_data(self) -> None:
-        """As the data set does."""
-        self.data.prepare_data()
-
-    def setup(self, stage: str) -> None:
-        """Read the test set.
-
-        Raises:
-            ValueError: if the validation set is a part of the training set, or the test set cannot be read alone.
-        """
-        self.data.forgo_training_set()
-        self.data.trainer = self.trainer
-        self.data.setup(stage)
-
-    def teardown(self, stage: str) -> None:
-        """As the data set does."""
-        self.data.teardown(stage)
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes in the order of their indices; known after `setup`."""
-        return self.data.classes
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel that the images are normalised by, in units of [0, 1]."""
-        return self.data.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel that the images are normalised by, in units of [0, 1]."""
-        return self.data.std
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of a view."""
-        return self.data.image_shape
-
-    @property
-    def train_targets(self) -> Tensor:
-        """Nothing: there are no training images.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a loss asks for the classes of the training images, and there are none")
+        self.steps_per_epoch = steps_per_epoch
 
     def rows(self, split: Split) -> Tensor:
         """Row numbers of a split, int64; of the training the indices of the names."""

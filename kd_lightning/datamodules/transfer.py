@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kd_lightning.batch import Batch
 from kd_lightning.datamodules.base import ImageDataModule, Split
+from kd_lightning.datamodules.borrowed import BorrowedDataModule
 from kd_lightning.datamodules.loader import Loader
 from kd_lightning.datamodules.plan import EpochPlan
 
@@ -83,7 +84,7 @@ class TransferLoader(Loader):
             yield Batch(views, none, batch.index, batch.number)
 
 
-class TransferSet(ImageDataModule):
+class TransferSet(BorrowedDataModule):
     """Training images of one data set; classes, normalisation, validation and test of another.
 
     For a teacher that was trained on ``data`` and a student that must learn without it. Labels of ``images`` are never
@@ -97,22 +98,16 @@ class TransferSet(ImageDataModule):
     """
 
     labelled = False
+    unlabelled = "a transfer set has none"
 
     def __init__(self, images: ImageDataModule, data: ImageDataModule, seed: int | None = None) -> None:
-        super().__init__(
-            images.global_batch_size,
-            eval_batch_size=data.eval_batch_size,
-            validate_on_test=data.validate_on_test,
-            drop_last=images.drop_last,
-            repeats=images.repeats,
-            seed=seed,
-        )
-        self.images, self.data = images, data
+        super().__init__(data, images.global_batch_size, drop_last=images.drop_last, repeats=images.repeats, seed=seed)
+        self.images = images
 
     def prepare_data(self) -> None:
         """As both data sets do."""
         self.images.prepare_data()
-        self.data.prepare_data()
+        super().prepare_data()
 
     def setup(self, stage: str) -> None:
         """Read the images, for training only, and the test set of the other data set.
@@ -120,44 +115,15 @@ class TransferSet(ImageDataModule):
         Raises:
             ValueError: if the validation set is a part of its training set, or its test set cannot be read alone.
         """
-        self.data.forgo_training_set()
-        for part in (self.data, self.images) if stage == "fit" else (self.data,):
-            part.trainer = self.trainer
-            part.setup(stage)
+        super().setup(stage)
+        if stage == "fit":
+            self.images.trainer = self.trainer
+            self.images.setup(stage)
 
     def teardown(self, stage: str) -> None:
         """As both data sets do."""
         self.images.teardown(stage)
-        self.data.teardown(stage)
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes in the order of their indices; known after `setup`."""
-        return self.data.classes
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel that the images are normalised by, in units of [0, 1]."""
-        return self.data.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel that the images are normalised by, in units of [0, 1]."""
-        return self.data.std
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of a view."""
-        return self.data.image_shape
-
-    @property
-    def train_targets(self) -> Tensor:
-        """Nothing: the transfer set has no labels.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a loss asks for the classes of the training images, and a transfer set has none")
+        super().teardown(stage)
 
     def rows(self, split: Split) -> Tensor:
         """Row numbers of a split, int64; of the training in the transfer set."""

@@ -197,7 +197,7 @@ class DataFreeDistiller(Distiller):
     def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
         """The teacher's answer, which a training step has already asked for."""
         told, self._told = self._told, None
-        return answers(self.teacher, batch, views) if told is None else {VIEW: told}
+        return answers(self.teacher, batch, views, self.trainer.training) if told is None else {VIEW: told}
 
     def on_train_epoch_end(self) -> None:
         """Log the rest of the epoch, and write a picture of what the generator makes, where it is due."""

@@ -159,10 +159,8 @@ class DeiTDistiller(Distiller):
         return known_of(self.teacher, need, term) if need in OF_THE_TEACHER else super().fact(need, term)
 
     def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
-        """The teacher's answer to each of these views; what is measured in the test never looks at the labels."""
-        if not self.trainer.training:
-            return {view: self.teacher.unlabelled(batch, view) for view in sorted(views)}
-        return answers(self.teacher, batch, views)
+        """The teacher's answer to each of these views; see `answers`."""
+        return answers(self.teacher, batch, views, self.trainer.training)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device, and tell the losses what they need to know."""

@@ -156,9 +156,7 @@ class OfflineDistiller(Distiller):
             self._log_figures("val", figures)
 
     def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
-        """The teacher's answer to each of these views; what is measured in the test never looks at the labels."""
+        """The teacher's answer to each of these views; see `answers`."""
         if self.teacher is None:
             return {}
-        if not self.trainer.training:
-            return {view: self.teacher.unlabelled(batch, view) for view in sorted(views)}
-        return answers(self.teacher, batch, views)
+        return answers(self.teacher, batch, views, self.trainer.training)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.criteria import Criteria, Term, shapes_of
-from kd_lightning.distillers.teaching import known_of, set_up
+from kd_lightning.distillers.teaching import answers, known_of, set_up
 from kd_lightning.losses.base import OF_THE_BATCH, Loss
 from kd_lightning.models import FrozenTeacher, Outputs, TapPlan, Teacher, Views
 from kd_lightning.models.taps import LOGITS
@@ -127,11 +127,9 @@ class Succession:
         return known_of(self.present() or self.previous, need, term)
 
     def answers(self, batch: Batch, views: set[str], training: bool) -> dict[str, Outputs]:
-        """The present teacher's answer to each of these views; what is measured never looks at the labels."""
+        """The present teacher's answer to each of these views; nothing where there is none."""
         teacher = self.present()
-        if teacher is None:
-            return {}
-        return {view: (teacher if training else teacher.unlabelled)(batch, view) for view in sorted(views)}
+        return {} if teacher is None else answers(teacher, batch, views, training)
 
     def pass_on(self, weights: Mapping[str, Tensor]) -> None:
         """Let a student with these weights be the teacher, and the next generation the present one."""

@@ -33,9 +33,10 @@ def set_up(teacher: Teacher, criteria: Criteria, num_classes: int, views: Views)
     return teacher.plan()
 
 
-def answers(teacher: Teacher, batch: Batch, views: set[str]) -> dict[str, Outputs]:
-    """The teacher's answer to each of these views."""
-    return {view: teacher(batch, view) for view in sorted(views)}
+def answers(teacher: Teacher, batch: Batch, views: set[str], training: bool) -> dict[str, Outputs]:
+    """The teacher's answer to each of these views; what is measured outside of training never looks at the labels."""
+    ask = teacher if training else teacher.unlabelled
+    return {view: ask(batch, view) for view in sorted(views)}
 
 
 def known_of(teacher: Teacher, need: str, term: Term) -> object:
