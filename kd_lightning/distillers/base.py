@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch, as_batch, check_labels
+from kd_lightning.distillers.building import built
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.data_facts import classes_of, train_targets_of, views_of
 from kd_lightning.distillers.meter import TermMeter
@@ -21,7 +23,7 @@ from kd_lightning.distillers.optimizing import Decayed, parameter_groups
 from kd_lightning.distillers.scheduling import length_of, scheduled
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.distillers.unreached import Unreached
-from kd_lightning.models import Network, NetworkLike, Outputs, Views
+from kd_lightning.models import NetworkLike, Outputs, Views
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
 from kd_lightning.models.weights import matched
@@ -104,16 +106,7 @@ class Distiller(pl.LightningModule, ABC):
         self.seed = run_seed()
         num_classes, views = classes_of(self.trainer, self.num_classes), views_of(self.trainer)
         (recipe,) = self._recipe
-        if isinstance(recipe, Network):
-            own = recipe.normalisation()
-            if own is not None and views.mean is not None and own != (views.mean, views.std):
-                raise ValueError(
-                    f"student: normalised by {own}, but the data by {(views.mean, views.std)}: state it in data"
-                )
-            self.student = recipe.build(num_classes, views.image_shape[0])
-        else:
-            self.student = recipe
-        self.student.to(memory_format=self.memory_format)
+        self.student = built("student", recipe, num_classes, views).to(memory_format=self.memory_format)
         self._image_shape = views.image_shape
         self._plan = self.planned(self.student, views.image_shape)
         self._submodules = self._plan.submodules()
@@ -195,7 +188,7 @@ class Distiller(pl.LightningModule, ABC):
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
         key = (epoch, tuple(values))  # what a loss reaches may change from epoch to epoch
-        trained = [*self._student().parameters(), *self.criteria.parameters()]
+        trained = chain(self._student().parameters(), self.criteria.parameters())
         return self._unreached.tied(loss, key, trained, self.trainer.world_size) * self._share(len(batch))
 
     def _answer(self, image: Tensor) -> Outputs:

@@ -107,6 +107,7 @@ class OfflineDistiller(Distiller):
         """
         if self.teacher is None:
             return
+        self._steps = self.trainer.estimated_stepping_batches
         if self.global_step == 0:
             self.teacher.follow(self._student())
         check_unlabelled(self.trainer, self.criteria, self.teacher)
@@ -116,7 +117,7 @@ class OfflineDistiller(Distiller):
         """A step of the optimizer, of which the teacher is told before any checkpoint of it can be written."""
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
-            self.teacher.advance(self._student(), self.global_step, self.trainer.estimated_stepping_batches)
+            self.teacher.advance(self._student(), self.global_step, self._steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained of the teacher, if anything is."""

@@ -235,7 +235,7 @@ class OnlineDistiller(Distiller):
         stop_if_not_finite(loss, values, batch, self)
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
-        trained = [p for name in self._peers if self.collaboration.trains(name) for p in self.owned(name).parameters()]
+        trained = (p for name in self._peers if self.collaboration.trains(name) for p in self.owned(name).parameters())
         tied = self._unreached.tied(loss, (epoch, tuple(values)), trained, self.trainer.world_size)
         return tied * self._share(len(batch))
 

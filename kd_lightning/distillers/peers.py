@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kd_lightning.batch import Batch
+from kd_lightning.distillers.building import built
 from kd_lightning.distillers.collaboration import Learner
 from kd_lightning.distillers.criteria import DEFAULT, Term
 from kd_lightning.models import NetworkLike, Outputs, TapPlan, Views
@@ -38,15 +39,7 @@ def build_peer(name: str, peer: Peer, num_classes: int, views: Views) -> nn.Modu
     Raises:
         ValueError: if it is normalised otherwise than the data.
     """
-    recipe = peer.network
-    if isinstance(recipe, nn.Module):
-        return recipe
-    own = recipe.normalisation()
-    if own is not None and views.mean is not None and own != (views.mean, views.std):
-        raise ValueError(
-            f"peers.{name}: normalised by {own}, but the data by {(views.mean, views.std)}: state it in data"
-        )
-    return recipe.build(num_classes, views.image_shape[0], seed=int(hashed(run_seed(), "peer", name)))
+    return built(f"peers.{name}", peer.network, num_classes, views, int(hashed(run_seed(), "peer", name)))
 
 
 class Peers(nn.Module):

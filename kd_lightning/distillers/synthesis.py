@@ -1,7 +1,6 @@
 """Synthesis: a generator that learns from a teacher's answers to its images, beside the student's own training."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from kd_lightning.distillers.optimizing import check_unchanged
 from kd_lightning.models import Outputs, TapPlan
 from kd_lightning.models.generator import Generator
 from kd_lightning.models.open_teacher import OpenTeacher
-from kd_lightning.models.taps import tapped
+from kd_lightning.models.taps import evaluating, tapped
 from kd_lightning.models.weights import matched
 from kd_lightning.seeds import below, hashed, uniform
 
@@ -37,18 +36,6 @@ def named_noise(seed: int, purpose: str, index: Tensor, number: Tensor, size: in
     columns = torch.arange(size, device=index.device)
     radius = torch.sqrt(-2 * torch.log1p(-uniform(key, "radius", columns)))
     return radius * torch.cos(2 * torch.pi * uniform(key, "angle", columns))
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode, with gradients: its running statistics do not see what it is asked."""
-    training = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 class Synthesis:

@@ -35,7 +35,7 @@ class Unreached:
         Args:
             loss: A scalar.
             key: While it stays the same, the loss reaches the same parameters, and its graph is not walked again.
-            trained: All parameters that are trained.
+            trained: All parameters that are trained; not looked at while the key stays the same.
             ranks: Number of processes.
         """
         if key != self._key:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from kd_lightning.losses.base import Shapes
 from kd_lightning.losses.features import of_one_size
 
 Adapter = Literal["none", "conv1x1", "conv_bn_relu", "linear"]
@@ -45,6 +46,15 @@ def connector(student: Shape, teacher: Shape) -> nn.Sequential:
     if len(student) != 4 or len(teacher) != 4:
         raise ValueError(f"connectors are for maps [N, C, H, W], got {student} and {teacher}: a tap's :map makes one")
     return nn.Sequential(OfOneSize((teacher[2], teacher[3])), conv_bn(student[1], teacher[1]))
+
+
+def connectors(student: Shapes, teacher: Shapes) -> nn.ModuleList:
+    """A `connector` for each pair of taps; where their numbers differ, the loss's forward says so.
+
+    Raises:
+        ValueError: if one is not a map.
+    """
+    return nn.ModuleList(connector(s, t) for s, t in zip(student, teacher, strict=False))
 
 
 def resizing_conv(student: Shape, teacher: Shape) -> nn.Module:

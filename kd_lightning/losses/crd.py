@@ -1,7 +1,7 @@
 """Contrastive representation distillation, with a memory bank of all training samples or within the batch."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +18,49 @@ EPS = 1e-7
 LOWEST_TEMPERATURE = 0.02  # below, exp(1 / T) summed over a batch leaves float32
 
 
-def negatives_of(index: Tensor, number: Tensor, train_targets: Tensor, count: int, seed: int) -> Tensor:
+class ByClass(NamedTuple):
+    """A training set of M samples sorted by its C classes.
+
+    Attributes:
+        targets: Class of each row, int64 ``[M]``.
+        order: Rows, class after class, int64 ``[M]``.
+        sizes: Rows of each class, int64 ``[C]``.
+        starts: Where each class begins in ``order``, int64 ``[C]``.
+    """
+
+    targets: Tensor
+    order: Tensor
+    sizes: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, train_targets: Tensor) -> Self:
+        """Sorted by the classes of the training set, int64 ``[M]``.
+
+        Raises:
+            ValueError: if all samples are of one class.
+        """
+        sizes = torch.bincount(train_targets)
+        if int(sizes.max()) == len(train_targets):
+            raise ValueError("CRD needs negatives of other classes, but the training set has one class only")
+        return cls(train_targets, train_targets.argsort(stable=True), sizes, sizes.cumsum(0) - sizes)
+
+
+def negatives_of(index: Tensor, number: Tensor, samples: ByClass, count: int, seed: int) -> Tensor:
     """Rows of samples of other classes, int64 ``[N, count]``: functions of (seed, index, number), with repetition.
 
     Args:
         index: Rows of the samples, int64 ``[N]``.
         number: Which view each is, int64 ``[N]``.
-        train_targets: Classes of the training set, int64 ``[M]``.
+        samples: The training set.
         count: Negatives for each sample.
         seed: Of the run.
-
-    Raises:
-        ValueError: if all samples are of one class.
     """
-    order = train_targets.argsort(stable=True)
-    sizes = torch.bincount(train_targets)
-    size = sizes[train_targets[index]][:, None]
-    if bool((size == len(train_targets)).any()):
-        raise ValueError("CRD needs negatives of other classes, but the training set has one class only")
-    start = (sizes.cumsum(0) - sizes)[train_targets[index]][:, None]
+    label = samples.targets[index]
+    size, start = samples.sizes[label][:, None], samples.starts[label][:, None]
     lanes = torch.arange(count, device=index.device)
-    drawn = hashed(seed, "negatives", index[:, None], number[:, None], lanes) * (len(order) - size) >> 32
-    return order[drawn + size * (drawn >= start)]
+    drawn = hashed(seed, "negatives", index[:, None], number[:, None], lanes) * (len(samples.order) - size) >> 32
+    return samples.order[drawn + size * (drawn >= start)]
 
 
 @in_float32
@@ -136,6 +157,7 @@ class CRD(Loss):
         # Of student and teacher, [2, M, dim]. No buffer: DDP would broadcast it at every step.
         self.bank: Tensor | None = None
         self.constants: Tensor | None = None  # Z of both directions
+        self._samples: tuple[Tensor, ByClass] | None = None
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Make a linear embedding of both networks' features."""
@@ -161,10 +183,8 @@ class CRD(Loss):
         s, t = single(student, teacher)
         s, t = (unit(precise(make(x))) for make, x in ((self.student_embedding, s), (self.teacher_embedding, t)))
         bank = self._ready_bank(len(train_targets), s)
-        train_targets = train_targets.to(index.device)
-        rows = torch.cat(
-            [index[:, None], negatives_of(index, number, train_targets, self.negatives, run_seed())], dim=1
-        )
+        samples = self._sorted(train_targets, index.device)
+        rows = torch.cat([index[:, None], negatives_of(index, number, samples, self.negatives, run_seed())], dim=1)
         scores = [similarities(a, b, rows) / self.temperature for a, b in ((s, bank[1]), (t, bank[0]))]
         constants = self.constants
         if constants is None:
@@ -175,6 +195,12 @@ class CRD(Loss):
             self._update(bank, gathered(index), torch.stack([gathered(s), gathered(t)]))
         z = constants.to(s)
         return contrast(scores[0], len(bank[0]), z[0]) + contrast(scores[1], len(bank[0]), z[1])
+
+    def _sorted(self, train_targets: Tensor, device: torch.device) -> ByClass:
+        """The training set by class, sorted once, not at every step."""
+        if self._samples is None or self._samples[0] is not train_targets or self._samples[1].order.device != device:
+            self._samples = train_targets, ByClass.of(train_targets.to(device))
+        return self._samples[1]
 
     def _ready_bank(self, samples: int, like: Tensor) -> Tensor:
         """The bank; a new one is uniform, with rows of a mean squared norm of 1.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_lightning.losses.base import Features, Loss, Taps
 from kd_lightning.losses.logits import check_temperature
-from kd_lightning.losses.precision import in_float32
+from kd_lightning.losses.precision import in_float32, precise
 from kd_lightning.ranks import summed
 
 
@@ -105,7 +105,7 @@ class DINO(Loss):
         if isinstance(student, Tensor):
             raise ValueError("DINO needs several views: list them in the term's views")
         teacher = [teacher] if isinstance(teacher, Tensor) else teacher
-        first = teacher[0].float() if teacher[0].dtype.itemsize < 4 else teacher[0]
+        first = precise(teacher[0])
         centre = torch.zeros_like(first[0]) if self.centre is None else self.centre.to(first)
         value = dino(student, teacher, centre, self.student_temperature, self.temperature(epoch))
         if self.training:

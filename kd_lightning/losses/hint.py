@@ -2,6 +2,7 @@
 
 from typing import ClassVar, get_args
 
+import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.adapters import Adapter, adapter
@@ -60,7 +61,4 @@ class Hint(Loss):
         """The loss of maps ``[N, C, H, W]`` or vectors; the labels are not looked at."""
         pairs = paired(student, teacher)
         students = adapted(self.adapters, [s for s, _ in pairs])
-        total = hint(students[0], pairs[0][1])
-        for s, (_, t) in zip(students[1:], pairs[1:], strict=True):
-            total = total + hint(s, t)
-        return total
+        return torch.stack([hint(s, t) for s, (_, t) in zip(students, pairs, strict=True)]).sum()

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.adapters import connector
+from kd_lightning.losses.adapters import connectors
 from kd_lightning.losses.base import Features, Loss, Norms, Shapes, Taps
 from kd_lightning.losses.features import adapted, check_same, of_one_size, paired
 from kd_lightning.losses.precision import in_float32
@@ -78,10 +78,7 @@ class OverhaulFeature(Loss):
         Raises:
             ValueError: if a tap is no map.
         """
-        self.connectors = nn.ModuleList(
-            connector(s, t)
-            for s, t in zip(student, teacher, strict=False)  # forward says where their numbers differ
-        )
+        self.connectors = connectors(student, teacher)
 
     def forward(
         self, student: Features, teacher: Features, target: Tensor, teacher_norms: Norms | None = None

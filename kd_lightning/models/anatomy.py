@@ -8,6 +8,7 @@ last block's attention probabilities. ``logits``: the network's output.
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -241,8 +242,7 @@ def norm_before(network: nn.Module, tap: str) -> nn.BatchNorm2d:
     """
     block, _, own = place(tap).module.rpartition(".")
     owner = network.get_submodule(block) if block else network
-    children = dict(owner.named_children())
-    before = [child for name, child in children.items() if list(children).index(name) < list(children).index(own)]
+    before = [child for _, child in takewhile(lambda named: named[0] != own, owner.named_children())]
     own_norms: list[nn.BatchNorm2d] = [owner] if isinstance(owner, nn.BatchNorm2d) else []
     own_norms += [child for child in before if isinstance(child, nn.BatchNorm2d)]
     inner: list[nn.BatchNorm2d] = [

@@ -92,9 +92,15 @@ def install(network: nn.Module, names: Sequence[str]) -> None:
         module = _submodule(network, place(name).module, name)
         if not any(isinstance(hook, TapHook) for hook in module._forward_hooks.values()):
             module.register_forward_hook(TapHook())
-        for activation in network.modules():
-            if getattr(activation, "inplace", False) is True:
-                activation.inplace = False  # type: ignore[assignment]
+    if any(name != LOGITS for name in names):
+        out_of_place(network)
+
+
+def out_of_place(network: nn.Module) -> None:
+    """Switch in-place activations off: one would overwrite what comes in front of it."""
+    for activation in network.modules():
+        if getattr(activation, "inplace", False) is True:
+            activation.inplace = False  # type: ignore[assignment]
 
 
 def _submodule(network: nn.Module, wanted: str, tap: str) -> nn.Module:
@@ -147,16 +153,22 @@ def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 
 @contextmanager
-def at_rest(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode and no gradient is kept; its modes and torch's generators come back after."""
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode, with gradients: its running statistics do not see what it is asked."""
     training = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            yield
+        yield
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+@contextmanager
+def at_rest(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode and no gradient is kept; its modes and torch's generators come back after."""
+    with evaluating(network), torch.no_grad(), torch.random.fork_rng():
+        yield
 
 
 def probe(network: nn.Module, names: Sequence[str], image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -1,12 +1,13 @@
 """A trace: what a network's submodules compute in one forward, in the order in which they finish."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.models.taps import at_rest
+from kd_lightning.models.taps import at_rest, out_of_place
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +42,7 @@ def traced(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[list[Run],
         entered = args[0] if args and isinstance(args[0], Tensor) else None
         runs.append(Run(names[module], module, entered, output if isinstance(output, Tensor) else None))
 
-    for activation in network.modules():
-        if getattr(activation, "inplace", False) is True:
-            activation.inplace = False  # type: ignore[assignment]
+    out_of_place(network)
     hooks = [module.register_forward_hook(note) for module in names]
     try:
         with at_rest(network):
@@ -51,5 +50,5 @@ def traced(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[list[Run],
     finally:
         for hook in hooks:
             hook.remove()
-    often = [run.name for run in runs]
-    return [run for run in runs if often.count(run.name) == 1], returned
+    times = Counter(run.name for run in runs)
+    return [run for run in runs if times[run.name] == 1], returned

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kd_lightning.losses import CRD, InBatchCRD
-from kd_lightning.losses.crd import contrast, in_batch_contrast, negatives_of, similarities
+from kd_lightning.losses.crd import ByClass, contrast, in_batch_contrast, negatives_of, similarities
 from kd_lightning.seeds import run_seed
 
 SAMPLES, DIM = 40, 4
@@ -49,7 +49,9 @@ def kept(loss: CRD) -> dict[str, Tensor]:
 
 
 def draw(index: Tensor, number: Tensor | None = None, count: int = 500, seed: int = 3) -> Tensor:
-    return negatives_of(index, torch.zeros_like(index) if number is None else number, TRAIN_TARGETS, count, seed)
+    return negatives_of(
+        index, torch.zeros_like(index) if number is None else number, ByClass.of(TRAIN_TARGETS), count, seed
+    )
 
 
 def test_negatives_are_of_other_classes() -> None:
@@ -69,7 +71,9 @@ def test_each_sample_of_another_class_is_drawn() -> None:
 def test_negatives_are_uniform_over_the_other_samples() -> None:
     targets = torch.tensor([2, 0, 0, 1, 2, 0, 1, 0, 1, 0, 3, 1])  # classes of 5, 4, 2 and 1
     index, numbers, count = torch.arange(12), 20, 100
-    rows = torch.cat([negatives_of(index, torch.full((12,), n), targets, count, 5) for n in range(numbers)], dim=1)
+    rows = torch.cat(
+        [negatives_of(index, torch.full((12,), n), ByClass.of(targets), count, 5) for n in range(numbers)], dim=1
+    )
     chi_square, freedom = 0.0, 0
     for i in range(12):
         others = (targets != targets[i]).nonzero().flatten()
@@ -117,7 +121,7 @@ def test_more_negatives_begin_with_the_fewer() -> None:
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=30).filter(lambda classes: len(set(classes)) > 1))
 def test_negatives_are_of_other_classes_in_any_data_set(classes: list[int]) -> None:
     targets = torch.tensor(classes)
-    rows = negatives_of(torch.arange(len(targets)), torch.zeros(len(targets)).long(), targets, 50, 0)
+    rows = negatives_of(torch.arange(len(targets)), torch.zeros(len(targets)).long(), ByClass.of(targets), 50, 0)
     assert (targets[rows] != targets[:, None]).all()
 
 
@@ -227,7 +231,7 @@ def test_the_loss_against_a_naive_loop(negatives: int) -> None:
     value = loss(**given)
     bank = loss.bank
     assert bank is not None
-    rows = negatives_of(given["index"], given["number"], TRAIN_TARGETS, negatives, run_seed())
+    rows = negatives_of(given["index"], given["number"], ByClass.of(TRAIN_TARGETS), negatives, run_seed())
     expected = 0.0
     for side, other in (("student", 1), ("teacher", 0)):
         scores = torch.zeros(6, 1 + negatives).double()
@@ -250,7 +254,7 @@ def test_three_steps_against_torchdistill(negatives: int) -> None:
     theirs.memory_v2.copy_(bank[1])
     for step in range(3):
         given = batch(step=step)
-        rows = negatives_of(given["index"], given["number"], TRAIN_TARGETS, negatives, run_seed())
+        rows = negatives_of(given["index"], given["number"], ByClass.of(TRAIN_TARGETS), negatives, run_seed())
         drawn = {"pos_idx": given["index"], "contrast_idx": torch.cat([given["index"][:, None], rows], dim=1)}
         gradients = []
         for name in ("ours", "theirs"):
@@ -365,7 +369,9 @@ def test_the_constants_are_the_mean_over_the_scores_times_the_samples(negatives:
     loss(**given)
     bank = kept(crd_after_nothing())["bank"]
     index = given["index"]
-    rows = torch.cat([index[:, None], negatives_of(index, given["number"], TRAIN_TARGETS, negatives, run_seed())], 1)
+    rows = torch.cat(
+        [index[:, None], negatives_of(index, given["number"], ByClass.of(TRAIN_TARGETS), negatives, run_seed())], 1
+    )
     for constant, side, other in zip(kept(loss)["constants"], ("student", "teacher"), (1, 0), strict=True):
         anchors = given[side] / given[side].norm(dim=1, keepdim=True)
         x = ((anchors[:, None] * bank[other][rows]).sum(dim=2) / 0.5).exp()
@@ -674,7 +680,7 @@ def test_a_negative_may_be_alone() -> None:
     # The one sample of another class is every negative.
     targets = torch.zeros(SAMPLES).long()
     targets[7] = 1
-    rows = negatives_of(torch.tensor([3]), torch.tensor([0]), targets, 9, 0)
+    rows = negatives_of(torch.tensor([3]), torch.tensor([0]), ByClass.of(targets), 9, 0)
     assert rows.tolist() == [[7] * 9]
 
 
