@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from kd_lightning import losses
 from kd_lightning.losses import Loss
 
 FOLDER = Path(__file__).parent
+WIDTH = 120
 PAGE = FOLDER / "losses.md"
 FIGURES = FOLDER.parent / "benchmarks" / "losses.json"
 INTRO = """# Losses
 
 Made from the docstrings by `make docs`. In a YAML a loss is a term of the criteria, by its class name; a loss of your
 own by its `class_path`. Logits are `[N, C]`, p = softmax(z / T). Taps are what a loss looks at unless the term's
-`student` and `teacher` say otherwise; `configs/cifar100/offline/` has a configuration with published weights for each.
+`student` and `teacher` say otherwise; `configs/` has a configuration for each but
+`ReferenceSoftTarget`, with its published weights or a word where they are not published.
 
 Time is that of a training step over the same step with `SoftTarget` ({reference_ms} ms): {pair}, batch {batch},
 {precision}; {device}, torch {torch}; the median of {rounds} rounds of {steps} steps (`make bench-losses`). Parameters
@@ -88,7 +91,11 @@ def page() -> str:
         shown = taps(kind.student_tap)
         rows.append(f"| [{name}](#{name.lower()}) | {shown} | {needed(kind)} | {parameters} | {time} |")
     sections = [section(name, kind) for name, kind in kinds.items()]
-    return "\n\n".join([INTRO.format(**results["setting"]).rstrip(), "\n".join(rows), *sections]) + "\n"
+    intro = [
+        textwrap.fill(part, WIDTH, break_on_hyphens=False)
+        for part in INTRO.format(**results["setting"]).rstrip().split("\n\n")
+    ]
+    return "\n\n".join([*intro, "\n".join(rows), *sections]) + "\n"
 
 
 if __name__ == "__main__":

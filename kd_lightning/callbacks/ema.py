@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kd_lightning.distillers.codistillation import TrainsInGroups
+
 KEY = "ema"
 
 
@@ -46,7 +48,16 @@ class StudentEMA(pl.Callback):
         return average.requires_grad_(False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the student as it is, or from the checkpoint's average."""
+        """Start from the student as it is, or from the checkpoint's average.
+
+        Raises:
+            ValueError: if other processes train parts of the student, whose every step this one does not see.
+        """
+        if isinstance(pl_module, TrainsInGroups) and (elsewhere := pl_module.trained_elsewhere()):
+            raise ValueError(
+                f"StudentEMA cannot average {elsewhere[0]}, which another process trains: leave it out with "
+                "Codistillation over several processes"
+            )
         self.average = self._build(pl_module)
         self._steps = trainer.global_step
 

@@ -165,3 +165,21 @@ def test_a_module_without_a_student_is_named(tmp_path: Path) -> None:
     module.student = None  # type: ignore[assignment]
     with pytest.raises(ValueError, match="Toy has no student to average"):
         StudentEMA().on_train_start(trainer_of(tmp_path, 1), module)
+
+
+class InGroups(pl.LightningModule):
+    """A student of which another process trains a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Linear(2, 2)
+        self.collaboration = None
+
+    def trained_elsewhere(self) -> list[str]:
+        return ["student.weight"]
+
+
+def test_what_another_process_trains_is_not_averaged() -> None:
+    message = "^StudentEMA cannot average student.weight, which another process trains: leave it out"
+    with pytest.raises(ValueError, match=message):
+        StudentEMA().on_train_start(pl.Trainer(accelerator="cpu", logger=False), InGroups())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kd_lightning.losses import CrossEntropy, SoftTarget, distillation_loss, soft_target
 from kd_lightning.losses.logits import standardized
+from kd_lightning.models import Network
 
 LN3 = math.log(3)
 NO_TARGET = torch.zeros(0, dtype=torch.int64)
@@ -62,6 +63,19 @@ def test_against_torchdistill_without_labels() -> None:
     theirs = losses.KDLoss("s", "output", "t", "output", temperature=4.0, alpha=0.0)
     expected = 16 * theirs({"s": {"output": student}}, {"t": {"output": teacher}})
     torch.testing.assert_close(SoftTarget(4.0)(student, teacher, NO_TARGET), expected)
+
+
+def test_against_timm() -> None:
+    task = pytest.importorskip("timm.task")
+    student, teacher = (Network("cifar_resnet8").build(5, seed=seed) for seed in (0, 1))
+    theirs = task.LogitDistillationTask(
+        student, task.DistillationTeacher(teacher), distill_loss_weight=0.7, task_loss_weight=0.3, temperature=4.0
+    )
+    images, labels = torch.randn(6, 3, 8, 8), torch.randint(5, (6,))
+    found = theirs(images, labels)
+    told, own = teacher.eval()(images), student(images)
+    torch.testing.assert_close(soft_target(own, told, 4.0), found["kd_loss"])
+    torch.testing.assert_close(distillation_loss(own, told, labels, T=4.0, alpha=0.7), found["loss"])
 
 
 @pytest.mark.parametrize("standardize", [False, True])
