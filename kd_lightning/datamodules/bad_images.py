@@ -19,12 +19,13 @@ OnBadImage = Literal["error", "skip"]
 log = logging.getLogger(__name__)
 
 
-def fingerprint(files: ImageFiles) -> str:
-    """Hash of the names, sizes and times of the files, and of the version of the decoder."""
+def fingerprint(files: ImageFiles, times: bool = True) -> str:
+    """Hash of the names, sizes and (if asked) times of the files, and of the version of the decoder."""
     digest = hashlib.sha256(f"Pillow {PIL.__version__}".encode())
     for row in range(len(files)):
         status = files.path(row).stat()
-        digest.update(b"%b\0%d %d\n" % (files.names[row], status.st_size, status.st_mtime_ns))
+        time = status.st_mtime_ns if times else 0
+        digest.update(b"%b\0%d %d\n" % (files.names[row], status.st_size, time))
     return digest.hexdigest()
 
 

@@ -71,6 +71,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.val_fraction, self.validate_on_test, self.drop_last = val_fraction, validate_on_test, drop_last
         self.repeats, self.seed = repeats, seed
         self.reads_training_set = True
+        self._views: int | None = None
 
     def forgo_training_set(self) -> None:
         """Let `setup` read the test set alone: the classes come from it, and there is nothing else to train on.
@@ -123,20 +124,69 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Number of classes; known after `setup`."""
         return len(self.classes)
 
+    def samples(self) -> int:
+        """Rows of the full training set, which a batch's index counts; known after `setup`."""
+        return len(self.train_targets)
+
+    def training_rows(self) -> Tensor:
+        """Row numbers of the samples that are trained on, int64."""
+        return self.rows("train")
+
+    def view_names(self) -> Sequence[str]:
+        """Names of the views."""
+        return ["default"]
+
+    def view_facts(self) -> dict[str, str]:
+        """All that the pixels and targets of a training view depend on beside its name.
+
+        Raises:
+            ValueError: if that cannot be said.
+        """
+        return {
+            "data": type(self).__name__,
+            "data.normalisation": f"mean {self.mean}, std {self.std}",
+            "data.repeats": str(self.repeats),
+            "data.seed": str(self._seed()),
+        } | self.pixel_facts()
+
+    def pixel_facts(self) -> dict[str, str]:
+        """Of `view_facts`, what a kind of data knows of its images and of how it augments them.
+
+        Raises:
+            ValueError: if views depend on more than their names.
+        """
+        raise ValueError(f"{type(self).__name__} does not say what its views depend on: give it a method pixel_facts")
+
+    def repeat_views_after(self, epochs: int) -> None:
+        """Show the views of the first so many epochs again and again; the order goes on changing.
+
+        Raises:
+            ValueError: if it is less than 1.
+        """
+        if epochs < 1:
+            raise ValueError(f"views must be >= 1, got {epochs}")
+        self._views = epochs
+
+    def _seed(self) -> int:
+        seed = run_seed() if self.seed is None else self.seed
+        return self.trainer.strategy.broadcast(seed) if self.trainer else seed
+
     def plan(self, split: Split, train: bool) -> EpochPlan:
         """The epochs of a split on this rank."""
         trainer = self.trainer
-        seed = run_seed() if self.seed is None else self.seed
-        return EpochPlan(
+        plan = EpochPlan(
             self.rows(split),
             self.global_batch_size if train else self.eval_batch_size,
-            seed=trainer.strategy.broadcast(seed) if trainer else seed,
+            seed=self._seed(),
             train=train,
             repeats=self.repeats if train else 1,
             drop_last=self.drop_last and train,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
+        if train and self._views is not None:
+            plan.repeat_views_after(self._views)
+        return plan
 
     def _loader(self, split: Split, train: bool = False) -> Loader:
         plan = self.plan(split, train)

@@ -2,11 +2,19 @@
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from kd_lightning.datamodules.base import ImageDataModule
+from kd_lightning.datamodules.mixing import Mixing
+
+
+@runtime_checkable
+class CanMix(Protocol):
+    """A data module that mixes its training images, if it is told to."""
+
+    mixing: Mixing | None
 
 
 class BorrowedDataModule(ImageDataModule, ABC):
@@ -21,9 +29,11 @@ class BorrowedDataModule(ImageDataModule, ABC):
 
     Attributes:
         unlabelled: Why there are no classes of training images, for an error.
+        mixing_instead: What to do in place of mixing the data set's images, for an error.
     """
 
     unlabelled: ClassVar[str]
+    mixing_instead: ClassVar[str]
 
     def __init__(
         self,
@@ -52,8 +62,14 @@ class BorrowedDataModule(ImageDataModule, ABC):
         """Read the test set.
 
         Raises:
-            ValueError: if the validation set is a part of the training set, or the test set cannot be read alone.
+            ValueError: if the validation set is a part of the training set, the test set cannot be read alone, or the
+                training images, which are not read, are to be mixed.
         """
+        if isinstance(self.data, CanMix) and self.data.mixing is not None:
+            raise ValueError(
+                f"mixing of data is of its training images, which are not read, got {self.data.mixing}: "
+                f"{self.mixing_instead}"
+            )
         self.data.forgo_training_set()
         self.data.trainer = self.trainer
         self.data.setup(stage)

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import timm
 import torch
+import torchvision
 from torch import Tensor
 
-from kd_lightning.datamodules.bad_images import OnBadImage, bad_images
+from kd_lightning.datamodules.bad_images import OnBadImage, bad_images, fingerprint
 from kd_lightning.datamodules.base import ImageDataModule, Split, held_out
 from kd_lightning.datamodules.folder_loader import FolderLoader
 from kd_lightning.datamodules.image_files import ImageFiles, list_images, require_same_classes
@@ -203,6 +205,26 @@ class ImageFolderDataModule(ImageDataModule):
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a view."""
         return 3, self.wanted.image_size, self.wanted.image_size
+
+    def pixel_facts(self) -> dict[str, str]:
+        """The files by name and size, the transforms, and the versions of what decodes and augments.
+
+        Raises:
+            ValueError: with mixing, whose partners depend on the batch.
+        """
+        if self.mixing is not None:
+            raise ValueError(
+                f"the outputs of a teacher cannot be stored (StoredOutputs) with data.mixing {self.mixing} of image "
+                "files: what an image is mixed with depends on its batch; set data.mixing to null, or take the "
+                "teacher without StoredOutputs"
+            )
+        erasing = f"{self.random_erasing} {self.random_erasing_mode}"
+        return {
+            "data.images": fingerprint(self.files("train"), times=False),
+            "data.transform": " ".join(repr(self.train_transform).split()),
+            "data.random_erasing": erasing,
+            "data.versions": f"timm {timm.__version__}, torchvision {torchvision.__version__}",
+        }
 
     def loader(self, split: Split, plan: EpochPlan, device: torch.device) -> FolderLoader:
         """The loader of a split; ``plan.train`` says whether its views are augmented, erased and mixed."""

@@ -1,5 +1,6 @@
 """Image sets that fit in memory: one uint8 tensor on the device, views made a batch at a time."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from kd_lightning.datamodules.mixing import Mixing, mix, mix_targets
 from kd_lightning.datamodules.plan import EpochPlan
 from kd_lightning.datamodules.views import PLAIN, View, pack, scale_and_shift, view_key
 from kd_lightning.seeds import below, hashed
+
+PIXELS = "1"  # to be counted up when a view of the same name comes to have other pixels
 
 
 class ImageArrays(NamedTuple):
@@ -231,6 +234,20 @@ class InMemoryDataModule(ImageDataModule):
     def train_targets(self) -> Tensor:
         """Class indices of the full training set by row, int64 ``[M]``; known after `setup`."""
         return self.store("train", torch.device("cpu")).target
+
+    def view_names(self) -> Sequence[str]:
+        """Names of the views."""
+        return list(self.views)
+
+    def pixel_facts(self) -> dict[str, str]:
+        """Images, labels, views and mixing; the partners come from the rows that are trained on."""
+        store = self.store("train", torch.device("cpu"))
+        digest = hashlib.sha256(store.packed.numpy().data)
+        digest.update(store.target.numpy().data)
+        facts = {f"data.views.{name}": repr(view) for name, view in self.views.items()}
+        if self.mixing is not None:
+            facts |= {"data.mixing": repr(self.mixing), "data.val_fraction": repr(self.val_fraction)}
+        return facts | {"data.images": digest.hexdigest(), "data.pixels": PIXELS}
 
     def rows(self, split: Split) -> Tensor:
         """Row numbers of the samples of a split, int64, in the full training or test set."""

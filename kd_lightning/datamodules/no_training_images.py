@@ -39,6 +39,7 @@ class NoTrainingImages(BorrowedDataModule):
     """
 
     unlabelled = "there are none"
+    mixing_instead = "leave it out, as generated images are not mixed"
 
     def __init__(
         self, data: ImageDataModule, steps_per_epoch: int, global_batch_size: int = 256, seed: int | None = None

@@ -61,6 +61,7 @@ class EpochPlan:
         self.repeats, self.rank, self.world = repeats, rank, world
         self.epoch = 0
         self._period: int | None = None
+        self._views: int | None = None
         full, rest = divmod(len(rows), global_batch_size)
         kept = rest > 0 and not (drop_last or (train and rest < MIN_PER_RANK * world))
         self.dropped = 0 if kept else rest
@@ -74,6 +75,10 @@ class EpochPlan:
     def start_over_every(self, epochs: int) -> None:
         """Describe epoch 0 again after so many, >= 1: a generation sees what a training of its own would see."""
         self._period = epochs
+
+    def repeat_views_after(self, epochs: int) -> None:
+        """Show the views of the first so many epochs, >= 1, again and again; the order goes on changing."""
+        self._views = epochs
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the plan describes next, counted from the start of the training."""
@@ -93,11 +98,12 @@ class EpochPlan:
             return self.rows, torch.zeros_like(self.rows)
         keys = hashed(self.seed, "order", self.epoch, self.rows)
         order = self.rows[torch.sort(keys, stable=True).indices]
+        shown = self.epoch if self._views is None else self.epoch % self._views
         if self.repeats == 1:
-            return order, torch.full_like(order, self.epoch)
+            return order, torch.full_like(order, shown)
         size = len(order)
         repeated = order.repeat_interleave(self.repeats)[:size]
-        return repeated, self.epoch * self.repeats + torch.arange(size) % self.repeats
+        return repeated, shown * self.repeats + torch.arange(size) % self.repeats
 
     def batches_from(self, position: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's (rows, numbers) of each batch from ``position`` on."""

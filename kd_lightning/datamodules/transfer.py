@@ -99,6 +99,7 @@ class TransferSet(BorrowedDataModule):
 
     labelled = False
     unlabelled = "a transfer set has none"
+    mixing_instead = "state it for the images"
 
     def __init__(self, images: ImageDataModule, data: ImageDataModule, seed: int | None = None) -> None:
         super().__init__(data, images.global_batch_size, drop_last=images.drop_last, repeats=images.repeats, seed=seed)
@@ -124,6 +125,19 @@ class TransferSet(BorrowedDataModule):
         """As both data sets do."""
         self.images.teardown(stage)
         super().teardown(stage)
+
+    def samples(self) -> int:
+        """Rows of the transfer set; known after `setup`."""
+        return self.images.samples()
+
+    def view_names(self) -> Sequence[str]:
+        """Names of the views."""
+        return self.images.view_names()
+
+    def pixel_facts(self) -> dict[str, str]:
+        """Those of the images, and as what they are shown."""
+        shown = {"data.shown_as": f"{self.data.image_shape}, mean {self.images.mean}, std {self.images.std}"}
+        return self.images.pixel_facts() | shown
 
     def rows(self, split: Split) -> Tensor:
         """Row numbers of a split, int64; of the training in the transfer set."""

@@ -20,7 +20,7 @@ from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.metrics import Evaluations
 from kd_lightning.distillers.nonfinite import stop_if_not_finite
 from kd_lightning.distillers.optimizing import Decayed, parameter_groups
-from kd_lightning.distillers.scheduling import length_of, scheduled
+from kd_lightning.distillers.scheduling import epochs_in, length_of, scheduled
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.distillers.unreached import Unreached
 from kd_lightning.models import NetworkLike, Outputs, Views
@@ -132,6 +132,8 @@ class Distiller(pl.LightningModule, ABC):
             return classifier_of(self._student(), self._image_shape)
         if need == "train_targets":
             return train_targets_of(self.trainer)
+        if need == "epochs":
+            return self.schedule_epochs
         raise ValueError(f"the loss needs {need}, but {type(self).__name__} has no teacher that knows it")
 
     def on_fit_start(self) -> None:
@@ -161,6 +163,11 @@ class Distiller(pl.LightningModule, ABC):
     def schedule_epoch(self) -> int:
         """The epoch, from 0, that schedules go by and steps are named by; a generation counts its own."""
         return self.current_epoch
+
+    @property
+    def schedule_epochs(self) -> int | None:
+        """How many there are of them, which shares are of; None where ``trainer.max_epochs`` does not say."""
+        return epochs_in(self.trainer)
 
     def criteria_now(self) -> Criteria:
         """What is learnt by at present."""

@@ -35,8 +35,8 @@ GENERATIONS = "generations"  # the key of where a checkpoint stands among them
 class BornAgainDistiller(Distiller):
     """Trains generations of one student in one fit; each is taught by the one before, the first by labels or a teacher.
 
-    A generation is a training of its own: a fresh initialisation, optimizer, schedule and average; epochs, learning
-    rates in shares of the training, and weights of terms count from its start. It equals, bit for bit, an
+    A generation is a training of its own: a fresh initialisation, optimizer, schedule and average; epochs count from
+    its start, and what is stated in shares of the training is in shares of it. It equals, bit for bit, an
     `OfflineDistiller` with ``seed_everything: generation_seed(seed, k)``, the same seed of the data, and the weights of
     generation k - 1 as the teacher. Those of each finished generation are in the run's folder, as
     ``generations/K.safetensors``: of the student alone, or of its average where that is evaluated and so teaches.
@@ -144,6 +144,11 @@ class BornAgainDistiller(Distiller):
         """The epoch of the generation, from 0."""
         return self.current_epoch % self._epochs
 
+    @property
+    def schedule_epochs(self) -> int:
+        """Epochs of a generation."""
+        return self._epochs
+
     def setup(self, stage: str) -> None:
         """Share the training's epochs out to the generations.
 
@@ -159,10 +164,9 @@ class BornAgainDistiller(Distiller):
             trainer.callbacks.insert(0, Handover())  # before those that look at rates, students and epochs
 
     def _training_length(self) -> int:
-        whole = super()._training_length()
         if self.scheduler_interval == "epoch":
             return self._epochs
-        return whole // max(cast(int, self.trainer.max_epochs) // self._epochs, 1)
+        return super()._training_length() // max(cast(int, self.trainer.max_epochs) // self._epochs, 1)
 
     def on_fit_start(self) -> None:
         """Bring the teachers to the student's device, and tell the losses what they need to know."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.schedules import Constant, Schedule
-from kd_lightning.losses.base import NEEDS, OF_THE_RUN, Loss
+from kd_lightning.losses.base import MAY_BE_UNKNOWN, NEEDS, OF_THE_RUN, Loss
 from kd_lightning.models import Outputs
 from kd_lightning.models.tap_plan import TapPlan, several
 from kd_lightning.models.taps import LOGITS
@@ -119,6 +119,7 @@ class Criteria(nn.Module):
         self.terms = dict(terms)
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
         self._facts: dict[str, dict[str, object]] = {}
+        self._epochs: int | None = None
 
     @staticmethod
     def _needs(term: Term) -> frozenset[str]:
@@ -159,7 +160,7 @@ class Criteria(nn.Module):
                 raise ValueError(f"criteria.{name}: {error}") from error
 
     def inform(self, fact: Callable[[str, Term], object]) -> None:
-        """Tell every loss what it needs to know of the run.
+        """Tell every loss what it needs to know of the run, and every schedule how many ``epochs`` it has.
 
         Args:
             fact: From a need and the term that has it.
@@ -170,6 +171,9 @@ class Criteria(nn.Module):
         for name, term in self.terms.items():
             try:
                 self._facts[name] = {need: fact(need, term) for need in sorted(self._needs(term) & OF_THE_RUN)}
+                if isinstance(term.weight, Schedule):
+                    self._epochs = cast(int | None, fact("epochs", term))
+                    term.weight(0, self._epochs)  # a share of what is not known is an error here, not in some epoch
             except ValueError as error:
                 raise ValueError(f"criteria.{name}: {error}") from error
 
@@ -184,7 +188,7 @@ class Criteria(nn.Module):
 
     def active(self, epoch: int) -> dict[str, float]:
         """Weights that are not 0 in an epoch, by the name of the term."""
-        weights = {name: term.schedule()(epoch) for name, term in self.terms.items()}
+        weights = {name: term.schedule()(epoch, self._epochs) for name, term in self.terms.items()}
         return {name: weight for name, weight in weights.items() if weight != 0}
 
     def asks_teacher(self, epoch: int) -> set[str]:
@@ -221,7 +225,7 @@ class Criteria(nn.Module):
             taps, teacher_taps = term.taps()
             of_the_batch = {need: given[need] for need in sorted(self._needs(term) & given.keys())}
             needed = of_the_batch | self._facts.get(name, {})
-            if missing := [need for need, value in needed.items() if value is None]:
+            if missing := [need for need, value in needed.items() if value is None and need not in MAY_BE_UNKNOWN]:
                 raise ValueError(f"criteria.{name}: the loss needs {missing}, which this DataLoader does not give")
             told = None if teacher_taps is None else _seen(teacher, term.teacher_looks(), teacher_taps)
             value = cast(Tensor, term.loss(_seen(student, term.student_looks(), taps), told, batch.target, **needed))

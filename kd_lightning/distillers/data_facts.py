@@ -3,10 +3,11 @@
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from kd_lightning.batch import as_batch
-from kd_lightning.models import Views
+from kd_lightning.models import NamedViews, Views
 
 
 @runtime_checkable
@@ -81,7 +82,8 @@ def views_of(trainer: pl.Trainer) -> Views:
     """
     data: Any = getattr(trainer, "datamodule", None)
     if isinstance(data, KnowsViews):
-        return Views(data.image_shape, data.mean, data.std)
+        named = data if isinstance(data, NamedViews) and trainer.state.fn == TrainerFn.FITTING else None
+        return Views(data.image_shape, data.mean, data.std, named)
     for loop in (trainer.fit_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
         if loop._data_source.is_defined():
             loader = loop._data_source.dataloader()

@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from kd_lightning.length import Length, check_length, epochs_of
+
 
 @runtime_checkable
 class StretchedToTraining(Protocol):
@@ -40,7 +42,7 @@ class ShareMultiStepLR(LambdaLR):
         self.epochs = epochs
 
     def _factor(self, epoch: int) -> float:
-        passed = sum(epoch >= round(share * self.epochs) for share in self.milestones) if epoch else 0
+        passed = sum(epoch >= epochs_of(share, self.epochs) for share in self.milestones)
         return float(self.gamma**passed)
 
 
@@ -49,16 +51,15 @@ class ShareCosineLR(LambdaLR):
 
     Args:
         optimizer: Whose rates are changed, once an epoch.
-        warmup_epochs: Epochs of the warm-up, >= 0.
+        warmup_epochs: Epochs of the warm-up, >= 0; a float is a share of the training in [0, 1].
         warmup_factor: Factor in epoch 0 of a warm-up, in [0, 1].
         final_factor: Factor that the cosine ends at, in [0, 1].
     """
 
     def __init__(
-        self, optimizer: Optimizer, warmup_epochs: int = 0, warmup_factor: float = 0.0, final_factor: float = 0.0
+        self, optimizer: Optimizer, warmup_epochs: Length = 0, warmup_factor: float = 0.0, final_factor: float = 0.0
     ) -> None:
-        if warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be >= 0, got {warmup_epochs}")
+        check_length("warmup_epochs", warmup_epochs, least=0)
         for name, factor in {"warmup_factor": warmup_factor, "final_factor": final_factor}.items():
             if not 0 <= factor <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {factor}")
@@ -71,7 +72,8 @@ class ShareCosineLR(LambdaLR):
         self.epochs = epochs
 
     def _factor(self, epoch: int) -> float:
-        if epoch < self.warmup_epochs:
-            return self.warmup_factor + (1 - self.warmup_factor) * epoch / self.warmup_epochs
-        share = min((epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1), 1.0)
+        warmup = epochs_of(self.warmup_epochs, self.epochs)
+        if epoch < warmup:
+            return self.warmup_factor + (1 - self.warmup_factor) * epoch / warmup
+        share = min((epoch - warmup) / max(self.epochs - warmup, 1), 1.0)
         return self.final_factor + (1 - self.final_factor) * (1 + math.cos(math.pi * share)) / 2

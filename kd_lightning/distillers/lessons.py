@@ -25,9 +25,9 @@ class Share(Schedule):
     whole: Schedule
     count: int
 
-    def __call__(self, epoch: int) -> float:
-        """The part in an epoch, counted from 0."""
-        return self.whole(epoch) / self.count
+    def __call__(self, epoch: int, epochs: int | None) -> float:
+        """The part in an epoch, counted from 0, of so many."""
+        return self.whole(epoch, epochs) / self.count
 
 
 @dataclass(frozen=True)

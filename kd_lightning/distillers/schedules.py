@@ -1,16 +1,26 @@
-"""Schedules: the weight of a term as a function of the epoch."""
+"""Schedules: the weight of a term as a function of the epoch.
+
+Wherever they take a length, an integer is epochs and a float a share of the training; see `epochs_of`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from kd_lightning.length import Length, check_length, epochs_of
 
 
 class Schedule(ABC):
     """A weight for each epoch."""
 
     @abstractmethod
-    def __call__(self, epoch: int) -> float:
-        """The weight in an epoch, counted from 0."""
+    def __call__(self, epoch: int, epochs: int | None) -> float:
+        """The weight in an epoch.
+
+        Args:
+            epoch: Counted from 0; where there are generations, from the start of the present one.
+            epochs: Of the whole training, or generation; None where ``trainer.max_epochs`` does not say.
+        """
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,7 @@ class Constant(Schedule):
 
     weight: float
 
-    def __call__(self, epoch: int) -> float:
+    def __call__(self, epoch: int, epochs: int | None) -> float:
         """The weight."""
         return self.weight
 
@@ -32,23 +42,22 @@ class Constant(Schedule):
 class Ramp(Schedule):
     """A linear warm-up: weight x min((epoch + 1) / epochs, 1).
 
-    As Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, warm their loss up over 20 epochs.
+    As Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, warm their loss up over 20 of 240 epochs.
 
     Args:
         weight: The final weight.
-        epochs: Length of the ramp, >= 1.
+        epochs: Length of the ramp, >= 1 epoch or a share in (0, 1].
     """
 
     weight: float
-    epochs: int
+    epochs: Length
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be >= 1, got {self.epochs}")
+        check_length("epochs", self.epochs)
 
-    def __call__(self, epoch: int) -> float:
-        """The weight in an epoch, counted from 0."""
-        return self.weight * min((epoch + 1) / self.epochs, 1.0)
+    def __call__(self, epoch: int, epochs: int | None) -> float:
+        """The weight in an epoch, counted from 0, of so many."""
+        return self.weight * min((epoch + 1) / epochs_of(self.epochs, epochs), 1.0)
 
 
 @dataclass(frozen=True)
@@ -56,25 +65,33 @@ class Window(Schedule):
     """A weight from epoch ``start`` on and before epoch ``end``; 0 outside.
 
     Two windows make FitNets' two stages; a window that ends early makes early-stopped distillation (Cho and Hariharan,
-    "On the Efficacy of Knowledge Distillation", ICCV 2019).
+    "On the Efficacy of Knowledge Distillation", ICCV 2019). A share that ends one window and
+    starts another is the same epoch in a training of any length; one that is too short for a window has no epoch of it.
 
     Args:
         weight: The weight inside.
-        start: First epoch, counted from 0.
-        end: The epoch after the last one; None for the end of training.
+        start: First epoch, counted from 0, or a share in [0, 1).
+        end: The epoch after the last one, or a share in (0, 1]; None for the end of training.
     """
 
     weight: float
-    start: int = 0
-    end: int | None = None
+    start: Length = 0
+    end: Length | None = None
 
     def __post_init__(self) -> None:
-        if self.start < 0 or (self.end is not None and self.end <= self.start):
-            raise ValueError(f"a window needs 0 <= start < end, got start {self.start} and end {self.end}")
+        check_length("start", self.start, least=0)
+        if self.end is not None:
+            check_length("end", self.end)
+        if self.start and self.end is not None and isinstance(self.start, int) != isinstance(self.end, int):
+            raise ValueError(f"start and end must both be epochs or both be shares, got {self.start} and {self.end}")
+        last = 1.0 if self.end is None and isinstance(self.start, float) else self.end
+        if last is not None and last <= self.start:
+            raise ValueError(f"a window needs start < end, got start {self.start} and end {self.end}")
 
-    def __call__(self, epoch: int) -> float:
-        """The weight in an epoch, counted from 0."""
-        return self.weight if epoch >= self.start and (self.end is None or epoch < self.end) else 0.0
+    def __call__(self, epoch: int, epochs: int | None) -> float:
+        """The weight in an epoch, counted from 0, of so many."""
+        started = epoch >= epochs_of(self.start, epochs)
+        return self.weight if started and (self.end is None or epoch < epochs_of(self.end, epochs)) else 0.0
 
 
 @dataclass(frozen=True)
@@ -85,20 +102,24 @@ class Piecewise(Schedule):
 
     Args:
         weights: One more than there are starts.
-        starts: The first epoch of each weight but the first, counted from 0, increasing.
+        starts: The first epoch of each weight but the first, counted from 0, or all of them shares in (0, 1);
+            increasing.
     """
 
     weights: Sequence[float]
-    starts: Sequence[int]
+    starts: Sequence[Length]
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.starts) + 1:
             raise ValueError(
                 f"weights must be one more than starts, got {len(self.weights)} weights and {len(self.starts)} starts"
             )
-        if list(self.starts) != sorted(set(self.starts)) or any(start < 1 for start in self.starts):
-            raise ValueError(f"starts must be increasing epochs >= 1, got {list(self.starts)}")
+        whole, starts = all(isinstance(start, int) for start in self.starts), list(self.starts)
+        if not whole and not all(isinstance(start, float) and 0 < start < 1 for start in starts):
+            raise ValueError(f"starts must all be integers of epochs, or all shares in (0, 1), got {starts}")
+        if starts != sorted(set(starts)) or (whole and any(start < 1 for start in starts)):
+            raise ValueError(f"starts must be increasing{' epochs >= 1' if whole else ''}, got {starts}")
 
-    def __call__(self, epoch: int) -> float:
-        """The weight in an epoch, counted from 0."""
-        return self.weights[sum(start <= epoch for start in self.starts)]
+    def __call__(self, epoch: int, epochs: int | None) -> float:
+        """The weight in an epoch, counted from 0, of so many."""
+        return self.weights[sum(epochs_of(start, epochs) <= epoch for start in self.starts)]

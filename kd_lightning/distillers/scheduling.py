@@ -12,6 +12,12 @@ from kd_lightning.distillers.learning_rate import StretchedToTraining
 from kd_lightning.distillers.optimizing import check_unchanged
 
 
+def epochs_in(trainer: pl.Trainer) -> int | None:
+    """The whole training in epochs; None where the trainer does not say, as where only ``max_steps`` is given."""
+    epochs = trainer.max_epochs
+    return None if epochs is None or epochs < 1 else epochs
+
+
 def length_of(trainer: pl.Trainer, interval: Literal["epoch", "step"]) -> int:
     """The whole training in epochs or optimizer steps.
 
@@ -20,9 +26,10 @@ def length_of(trainer: pl.Trainer, interval: Literal["epoch", "step"]) -> int:
     """
     if interval == "step":
         return int(trainer.estimated_stepping_batches)
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 1:
-        raise ValueError(f"a schedule stated in shares of the training needs trainer.max_epochs >= 1, got {epochs}")
+    if (epochs := epochs_in(trainer)) is None:
+        raise ValueError(
+            f"a schedule stated in shares of the training needs trainer.max_epochs >= 1, got {trainer.max_epochs}"
+        )
     return epochs
 
 

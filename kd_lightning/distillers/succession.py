@@ -40,7 +40,7 @@ def criteria_without_teacher(
             )
         return Criteria(first)
     for name, term in first.items():
-        needs = term.loss.needs - OF_THE_BATCH if isinstance(term.loss, Loss) else frozenset()
+        needs = term.loss.needs - OF_THE_BATCH - {"epochs"} if isinstance(term.loss, Loss) else frozenset()
         if term.teacher_taps() or term.student_taps() != [LOGITS] or needs or any(True for _ in term.loss.parameters()):
             raise ValueError(f"first.{name} must be a loss of logits and labels alone, with teacher: null")
     return Criteria(first)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +13,15 @@ from kd_lightning.batch import Batch
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.examination import examine, judge
 from kd_lightning.models import Outputs, TapPlan, Teacher, Views
+from kd_lightning.models.taps import LOGITS
+
+
+@runtime_checkable
+class HasTemperature(Protocol):
+    """A loss that softens what it compares."""
+
+    temperature: object
+
 
 OF_THE_TEACHER = frozenset({"teacher_classifier", "teacher_norms"})
 
@@ -29,8 +38,19 @@ def require_question(criteria: Criteria) -> None:
 
 def set_up(teacher: Teacher, criteria: Criteria, num_classes: int, views: Views) -> TapPlan:
     """Set up the teacher with the taps that the criteria ask for; where they are."""
+    teacher.require_temperatures(temperatures(criteria))
     teacher.setup(num_classes, views, criteria.teacher_taps())
     return teacher.plan()
+
+
+def temperatures(criteria: Criteria) -> dict[str, float]:
+    """Name -> temperature of the terms that look at the teacher's logits and have a fixed one."""
+    asking = {name: term.loss for name, term in criteria.terms.items() if LOGITS in term.teacher_taps()}
+    return {
+        name: float(loss.temperature)
+        for name, loss in asking.items()
+        if isinstance(loss, HasTemperature) and isinstance(loss.temperature, int | float)
+    }
 
 
 def answers(teacher: Teacher, batch: Batch, views: set[str], training: bool) -> dict[str, Outputs]:
@@ -64,6 +84,7 @@ def examine_first(
     Raises:
         ValueError: if it is near chance, or not what it is expected to be.
     """
+    results = {}
     for name, member in teacher.members().items():
         if member.check is False:
             continue
@@ -77,7 +98,9 @@ def examine_first(
         with torch.random.fork_rng():  # a shuffling DataLoader draws from the global generator
             top1, images = examine(member, cast(Iterable[object], loader), moved, over_ranks)
         rank_zero_info(f"{name}: top-1 {top1:.4f} on {images} images")
+        results[name] = top1, images
         try:
             judge(member, top1, images, num_classes)
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if member is not teacher else str(error)) from error
+    teacher.examined(results)

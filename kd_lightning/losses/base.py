@@ -12,7 +12,8 @@ Head: TypeAlias = Callable[[Tensor], Tensor]
 Norms: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 
 OF_THE_BATCH = frozenset({"index", "number", "epoch"})
-OF_THE_RUN = frozenset({"train_targets", "teacher_classifier", "student_classifier", "teacher_norms"})
+OF_THE_RUN = frozenset({"epochs", "train_targets", "teacher_classifier", "student_classifier", "teacher_norms"})
+MAY_BE_UNKNOWN = frozenset({"epochs"})
 NEEDS = OF_THE_BATCH | OF_THE_RUN
 
 
@@ -27,6 +28,7 @@ class Loss(nn.Module):
         needs: Further named arguments of ``forward``, among `NEEDS`:
             ``index`` and ``number``: int64 ``[N]``, see `Batch`;
             ``epoch``: int, counted from 0;
+            ``epochs``: int, of the whole training (where there are generations, of one); None where it is not known;
             ``train_targets``: class indices of the whole training set by row, int64 ``[M]``;
             ``student_classifier`` and ``teacher_classifier``: functions from embeddings ``[..., D]`` to logits
             ``[..., C]``; the teacher's is frozen, and gradients pass through both;

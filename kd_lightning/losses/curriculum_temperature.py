@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.length import Length, check_length, epochs_of
 from kd_lightning.losses.base import Loss, Shapes
 
 
@@ -46,14 +47,14 @@ class CurriculumTemperature(Loss):
 
     Args:
         loss: A loss of logits with a ``temperature``, for instance `SoftTarget`; its own temperature is not used.
-        epochs: Until lambda is -1, >= 1.
+        epochs: Until lambda is -1, >= 1; a float is a share of the training in (0, 1].
         lowest: T for theta -> -infinity, > 0.
         span: The highest T less the lowest, > 0.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"epoch"})
+    needs: ClassVar[frozenset[str]] = frozenset({"epoch", "epochs"})
 
-    def __init__(self, loss: Loss, epochs: int = 10, lowest: float = 1.0, span: float = 20.0) -> None:
+    def __init__(self, loss: Loss, epochs: Length = 10, lowest: float = 1.0, span: float = 20.0) -> None:
         super().__init__()
         if not isinstance(loss, HasTemperature) or callable(loss.temperature):  # another curriculum's is a method
             raise ValueError(f"loss must have a temperature, as SoftTarget has, got {type(loss).__name__}")
@@ -61,11 +62,9 @@ class CurriculumTemperature(Loss):
             raise ValueError(f"loss must be of logits, got {type(loss).__name__} of {loss.student_tap!r}")
         if unmet := loss.needs - self.needs:
             raise ValueError(f"loss must need nothing but logits, targets and the epoch, got one that needs {unmet}")
-        if epochs < 1:
-            raise ValueError(f"epochs must be >= 1, got {epochs}")
         if not (lowest > 0 and span > 0):
             raise ValueError(f"lowest and span must be > 0, got {lowest} and {span}")
-        self.loss, self.epochs, self.lowest, self.span = loss, epochs, lowest, span
+        self.loss, self.epochs, self.lowest, self.span = loss, check_length("epochs", epochs), lowest, span
         self.theta = nn.Parameter(torch.ones(()))
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
@@ -77,11 +76,14 @@ class CurriculumTemperature(Loss):
         theta = cast(Tensor, Reversal.apply(self.theta, factor))
         return self.lowest + self.span * theta.sigmoid()
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, epoch: int) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, target: Tensor, epoch: int, epochs: int | None = None
+    ) -> Tensor:
         """The given loss at the learnt temperature."""
         inner, own = cast(HasTemperature, self.loss), cast(HasTemperature, self.loss).temperature
-        inner.temperature = self.temperature(reversal(epoch, self.epochs))
-        needed = {"epoch": epoch} if self.loss.needs else {}
+        inner.temperature = self.temperature(reversal(epoch, epochs_of(self.epochs, epochs)))
+        given = {"epoch": epoch, "epochs": epochs}
+        needed = {need: given[need] for need in self.loss.needs}
         try:
             value: Tensor = self.loss(student, teacher, target, **needed)
         finally:

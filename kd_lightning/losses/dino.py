@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kd_lightning.length import Length, check_length, epochs_of
 from kd_lightning.losses.base import Features, Loss, Taps
 from kd_lightning.losses.logits import check_temperature
 from kd_lightning.losses.precision import in_float32, precise
@@ -64,11 +65,12 @@ class DINO(Loss):
         student_temperature: T_s > 0.
         teacher_temperature: T_t > 0, from the end of the warm-up.
         warmup_temperature: T_t > 0 in the first epoch.
-        warmup_epochs: Over which T_t goes from one to the other, linearly, >= 0.
+        warmup_epochs: Over which T_t goes from one to the other, linearly, >= 0; a float is a share of the
+            training in [0, 1].
         momentum: m of the centre, in [0, 1).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"epoch"})
+    needs: ClassVar[frozenset[str]] = frozenset({"epoch", "epochs"})
     student_tap: ClassVar[Taps] = "projection"
     teacher_tap: ClassVar[Taps | None] = "projection"
 
@@ -77,26 +79,28 @@ class DINO(Loss):
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         warmup_temperature: float = 0.04,
-        warmup_epochs: int = 0,
+        warmup_epochs: Length = 0,
         momentum: float = 0.9,
     ) -> None:
         super().__init__()
         self.student_temperature = check_temperature(student_temperature)
         self.teacher_temperature = check_temperature(teacher_temperature)
         self.warmup_temperature = check_temperature(warmup_temperature)
-        if warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be >= 0, got {warmup_epochs}")
+        self.warmup_epochs = check_length("warmup_epochs", warmup_epochs, least=0)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        self.warmup_epochs, self.momentum = warmup_epochs, momentum
+        self.momentum = momentum
         self.centre: Tensor | None = None
 
-    def temperature(self, epoch: int) -> float:
-        """T_t in an epoch, counted from 0."""
-        share = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+    def temperature(self, epoch: int, epochs: int | None = None) -> float:
+        """T_t in an epoch, counted from 0, of so many."""
+        warmup = epochs_of(self.warmup_epochs, epochs)
+        share = min(epoch / warmup, 1.0) if warmup else 1.0
         return self.warmup_temperature + share * (self.teacher_temperature - self.warmup_temperature)
 
-    def forward(self, student: Features, teacher: Features, target: Tensor, epoch: int) -> Tensor:
+    def forward(
+        self, student: Features, teacher: Features, target: Tensor, epoch: int, epochs: int | None = None
+    ) -> Tensor:
         """The loss of outputs ``[N, K]`` for each view of both; in training the centre moves after it.
 
         Raises:
@@ -107,7 +111,7 @@ class DINO(Loss):
         teacher = [teacher] if isinstance(teacher, Tensor) else teacher
         first = precise(teacher[0])
         centre = torch.zeros_like(first[0]) if self.centre is None else self.centre.to(first)
-        value = dino(student, teacher, centre, self.student_temperature, self.temperature(epoch))
+        value = dino(student, teacher, centre, self.student_temperature, self.temperature(epoch, epochs))
         if self.training:
             self.centre = self._moved(centre, torch.cat([view.to(first) for view in teacher]))
         return value

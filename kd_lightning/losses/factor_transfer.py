@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
+from kd_lightning.length import Length, check_length, epochs_of
 from kd_lightning.losses.adapters import OfOneSize
 from kd_lightning.losses.base import Features, Loss, Shapes, Taps
 from kd_lightning.losses.features import check_same, of_one_size, single, unit
@@ -80,14 +81,14 @@ class FactorTransfer(Loss):
         rate: Channels of the factors over those of the teacher's feature, > 0.
         factor: ``flat``: the flattened factors, as the authors have it; ``map``: their mean square over the channels,
             an attention-like map, to which the weight 200 of the CIFAR protocol belongs.
-        paraphraser_epochs: So many epochs train the paraphraser, >= 1.
+        paraphraser_epochs: So many epochs train the paraphraser, >= 1; a float is a share of the training in (0, 1].
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"epoch"})
+    needs: ClassVar[frozenset[str]] = frozenset({"epoch", "epochs"})
     student_tap: ClassVar[Taps] = "last_stage"
     teacher_tap: ClassVar[Taps | None] = "last_stage"
 
-    def __init__(self, p: int = 1, rate: float = 0.5, factor: Factor = "flat", paraphraser_epochs: int = 30) -> None:
+    def __init__(self, p: int = 1, rate: float = 0.5, factor: Factor = "flat", paraphraser_epochs: Length = 30) -> None:
         super().__init__()
         if p not in (1, 2):
             raise ValueError(f"p must be 1 or 2, got {p}")
@@ -95,9 +96,8 @@ class FactorTransfer(Loss):
             raise ValueError(f"rate must be > 0 and finite, got {rate}")
         if factor not in get_args(Factor):
             raise ValueError(f"factor must be one of {list(get_args(Factor))}, got {factor!r}")
-        if paraphraser_epochs < 1:
-            raise ValueError(f"paraphraser_epochs must be >= 1, got {paraphraser_epochs}")
-        self.p, self.rate, self.factor, self.paraphraser_epochs = p, rate, factor, paraphraser_epochs
+        self.paraphraser_epochs = check_length("paraphraser_epochs", paraphraser_epochs)
+        self.p, self.rate, self.factor = p, rate, factor
         self.paraphraser: nn.ModuleDict | None = None
         self.translator: nn.Sequential | None = None
 
@@ -116,7 +116,14 @@ class FactorTransfer(Loss):
         pool = OfOneSize((teacher[0][2], teacher[0][3]))
         self.translator = nn.Sequential(pool, encoder(student[0][1], factors))
 
-    def forward(self, student: Features, teacher: Features, target: Tensor, epoch: int | None = None) -> Tensor:
+    def forward(
+        self,
+        student: Features,
+        teacher: Features,
+        target: Tensor,
+        epoch: int | None = None,
+        epochs: int | None = None,
+    ) -> Tensor:
         """The paraphraser's loss in its epochs, else the student's, of one map ``[N, C, H, W]`` of each.
 
         Without an epoch, the student's; the labels are not looked at.
@@ -124,7 +131,7 @@ class FactorTransfer(Loss):
         s, t = single(student, teacher)
         if self.paraphraser is None or self.translator is None:
             return factor_distance(s, t, self.p, self.factor)
-        if epoch is not None and epoch < self.paraphraser_epochs:
+        if epoch is not None and epoch < epochs_of(self.paraphraser_epochs, epochs):
             self.paraphraser.train()
             return reconstruction(self.paraphraser["decoder"](self.paraphraser["encoder"](t)), t)
         self.paraphraser.eval()

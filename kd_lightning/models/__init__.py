@@ -4,10 +4,12 @@ from kd_lightning.models.branched import BranchedNetwork
 from kd_lightning.models.ensemble import EnsembleTeacher
 from kd_lightning.models.input_adapter import Views
 from kd_lightning.models.moving_average import MovingAverageTeacher
+from kd_lightning.models.named_views import NamedViews
 from kd_lightning.models.network import Network, NetworkLike
 from kd_lightning.models.peer_weights import peer_weights
 from kd_lightning.models.projected import ProjectedStudent
 from kd_lightning.models.simkd import SimKDStudent
+from kd_lightning.models.stored_outputs import StoredOutputs
 from kd_lightning.models.tap_plan import TapPlan
 from kd_lightning.models.teacher import FrozenTeacher, Outputs, Teacher, TeacherCheck
 from kd_lightning.models.weights import load_weights, save_weights
@@ -17,11 +19,13 @@ __all__ = [
     "EnsembleTeacher",
     "FrozenTeacher",
     "MovingAverageTeacher",
+    "NamedViews",
     "Network",
     "NetworkLike",
     "Outputs",
     "ProjectedStudent",
     "SimKDStudent",
+    "StoredOutputs",
     "TapPlan",
     "Teacher",
     "TeacherCheck",

@@ -167,6 +167,26 @@ class EnsembleTeacher(Teacher):
         for name, teacher in self.teachers.items():
             teacher.restore((state or {}).get(name))
 
+    def examined(self, results: Mapping[str, tuple[float, int]]) -> None:
+        """Tell all of the examination."""
+        for teacher in self.teachers.values():
+            teacher.examined(results)
+
+    def notices(self) -> list[str]:
+        """Those of each."""
+        return [notice for teacher in self.teachers.values() for notice in teacher.notices()]
+
+    def flush(self) -> None:
+        """Tell each that an epoch has ended."""
+        for teacher in self.teachers.values():
+            teacher.flush()
+
+    def identity(self) -> dict[str, str]:
+        """The facts of each, and how they are combined."""
+        facts = {"mean": self.mean, "weights": self.by_label or str(self.weights.flatten().tolist())}
+        each = {f"{name}.{key}": text for name, one in self.teachers.items() for key, text in one.identity().items()}
+        return facts | each
+
     def norms(self, tap: str) -> list[tuple[Tensor, Tensor]]:
         """Mean and standard deviation ``[C]`` of the channels of a member's tap, for each part.
 

@@ -6,13 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.models.named_views import NamedViews
+
 
 class Views(NamedTuple):
-    """What the data gives: image shape (C, H, W), and the mean and std that it normalises by (None: unknown)."""
+    """What the data gives.
+
+    Attributes:
+        image_shape: (channels, height, width).
+        mean: What each channel is normalised by; None if unknown.
+        std: The same for the standard deviation.
+        named: Where the views of a training come from, if they have names; None outside of one.
+    """
 
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    named: NamedViews | None = None
 
 
 class InputAdapter:

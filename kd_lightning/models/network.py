@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from kd_lightning.models import cifar
 from kd_lightning.models.peer_weights import OF_PEER, load_peer
-from kd_lightning.models.weights import load_weights
+from kd_lightning.models.weights import file_sha256, load_weights
 from kd_lightning.seeds import run_seed, seeded
 from kd_lightning.trust import imported
 
@@ -184,6 +185,23 @@ class Network:
     def from_hub(self) -> bool:
         """Whether the weights are timm's."""
         return self.weights == "pretrained"
+
+    def identity(self) -> dict[str, str]:
+        """What the answers of the network depend on, as short texts; its weights by the hash of their file.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it has no weights: two builds would differ.
+        """
+        if self.weights is None:
+            raise ValueError(f"network {self.name} has no weights: what it says now it would not say again")
+        facts = {"name": self.name, "kwargs": json.dumps(self.kwargs, sort_keys=True, default=repr)}
+        if isinstance(self.weights, str) and not self.from_hub:
+            run, at, peer = self.weights.rpartition(OF_PEER)
+            facts["weights"] = f"{file_sha256(weights_file(run if at else self.weights))}{at}{peer}"
+        else:
+            facts["weights"] = str(self.weights)
+        return facts | {"normalisation": str(self.normalisation()), "image_size": str(self.resolution())}
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(mean, std) that the network was trained with, None if they are the data's."""

@@ -15,6 +15,7 @@ from kd_lightning.models.input_adapter import InputAdapter, Views
 from kd_lightning.models.network import Network, NetworkLike
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
+from kd_lightning.models.weights import fingerprint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -113,6 +114,30 @@ class Teacher(ABC):
     def members(self) -> dict[str, "Teacher"]:
         """Who is examined before step 0, by the name that is shown."""
         return {"teacher": self}
+
+    def examined(self, results: Mapping[str, tuple[float, int]]) -> None:
+        """Told of the examination: member -> top-1 in [0, 1], and the number of images. Most teachers ignore it."""
+        return
+
+    def identity(self) -> dict[str, str]:
+        """What its answers depend on beside the batch, as short texts.
+
+        Raises:
+            ValueError: if it changes while it teaches.
+        """
+        raise ValueError(f"a {type(self).__name__} does not say what its answers depend on, so they cannot be stored")
+
+    def require_temperatures(self, temperatures: Mapping[str, float]) -> None:
+        """Told of the temperatures of the terms that look at its logits, by name. Most teachers ignore it."""
+        return
+
+    def notices(self) -> list[str]:
+        """What a user should know before the training."""
+        return []
+
+    def flush(self) -> None:
+        """Told at the end of every epoch: what is to be kept goes to the disk."""
+        return
 
     def unlabelled(self, batch: Batch, view: str = "default") -> Outputs:
         """The answer that is measured, which never looks at the labels."""
@@ -223,6 +248,13 @@ class FrozenTeacher(Teacher):
     def plan(self) -> TapPlan:
         """Where the taps are, and the shapes of them and of ``logits``; known after `setup`."""
         return self._plan
+
+    def identity(self) -> dict[str, str]:
+        """The network's own facts, the precision, and the classes."""
+        recipe = self.recipe
+        own = recipe.identity() if isinstance(recipe, Network) else {"weights": fingerprint(recipe)}
+        facts = {"dtype": str(self.dtype), "classes": str(self.class_map and self.class_map.classes)}
+        return own | facts
 
     def classifier(self) -> Callable[[Tensor], Tensor]:
         """The network's classifier, fixed, as a function from ``[..., D]`` to ``[..., C]``.

@@ -26,7 +26,7 @@ def is_method(path: Path) -> bool:
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "logger" and not is_method(path))
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 SLOW_TO_START = {"mobilenetv2", "shufflenetv1", "shufflenetv2"}
-SMALLER = {"regnety_160": "regnety_002"}  # of its family
+SMALLER = {"regnety_160": "regnety_002", "resnetv2_152x2_bit": "resnetv2_50x1_bit"}  # of its family
 WNIDS = ("n01440764", "n01530575", "n01601694")
 
 
@@ -217,8 +217,13 @@ def test_all_pairs_of_the_table_are_there() -> None:
 
 
 def test_imagenet_teachers_exist_in_timm() -> None:
-    for path in CONFIGS.glob("imagenet/offline/*.yaml"):
-        network = stated(path)["model"]["init_args"]["teacher"]["init_args"]["network"]
-        config = timm.get_pretrained_cfg(network["name"])
+    found = [
+        network["name"]
+        for path in CONFIGS.glob("imagenet/offline/*.yaml")
+        for _, network in frozen(stated(path)["model"]["init_args"]["teacher"])
+    ]
+    assert {"resnet34.tv_in1k", "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k"} <= set(found)
+    for name in found:
+        config = timm.get_pretrained_cfg(name)
         assert config is not None
         assert config.num_classes == 1000

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses import CrossEntropy, HardLabel, Loss, Shapes, SoftTarget
-from kd_lightning.losses.base import NEEDS, OF_THE_BATCH, OF_THE_RUN
+from kd_lightning.losses.base import MAY_BE_UNKNOWN, NEEDS, OF_THE_BATCH, OF_THE_RUN
 
 LOSSES = [CrossEntropy, HardLabel, SoftTarget]
 
@@ -22,7 +22,9 @@ class Adapted(Loss):
 
 def test_what_a_loss_may_ask_for() -> None:
     assert frozenset({"index", "number", "epoch"}) == OF_THE_BATCH
-    assert frozenset({"train_targets", "teacher_classifier", "student_classifier", "teacher_norms"}) == OF_THE_RUN
+    of_the_run = {"epochs", "train_targets", "teacher_classifier", "student_classifier", "teacher_norms"}
+    assert of_the_run == OF_THE_RUN
+    assert MAY_BE_UNKNOWN < OF_THE_RUN
     assert OF_THE_BATCH | OF_THE_RUN == NEEDS
 
 

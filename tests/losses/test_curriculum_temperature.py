@@ -301,7 +301,7 @@ def test_theta_is_a_parameter_and_in_the_checkpoint() -> None:
 
 
 def test_the_epoch_is_what_it_needs() -> None:
-    assert CurriculumTemperature(SoftTarget()).needs == {"epoch"}
+    assert CurriculumTemperature(SoftTarget()).needs == {"epoch", "epochs"}
     with pytest.raises(TypeError, match="epoch"):
         CurriculumTemperature(SoftTarget())(*pair())
 
@@ -316,6 +316,22 @@ def test_the_epochs_until_lambda_is_minus_1_are_chosen() -> None:
         gradients.append(loss.theta.grad.item())
     # Lambda in epoch 1 is -0.0244717 of 10 epochs, -0.5 of 2.
     assert gradients[0] / gradients[1] == pytest.approx(0.0489435, rel=1e-5)
+
+
+def test_lambda_may_take_a_share_of_the_training() -> None:
+    student, teacher, label = pair()
+    gradients = []
+    for loss in (CurriculumTemperature(SoftTarget(), epochs=0.041667), CurriculumTemperature(SoftTarget(), epochs=10)):
+        for epochs in (240, 480):
+            loss.theta.grad = None
+            loss(student, teacher, label, 5, epochs).backward()
+            assert loss.theta.grad is not None
+            gradients.append(loss.theta.grad.item())
+    assert gradients[0] == gradients[2] == gradients[3]
+    # Lambda in epoch 5 is -0.5 of 10 epochs, (cos(pi / 4) - 1) / 2 of 20.
+    assert gradients[1] / gradients[0] == pytest.approx(1 - math.sqrt(0.5), rel=1e-5)
+    with pytest.raises(ValueError, match=r"0\.25 is a share of the training, which needs trainer\.max_epochs"):
+        CurriculumTemperature(SoftTarget(), epochs=0.25)(student, teacher, label, 5)
 
 
 def test_its_own_temperature_is_given_back_after_an_error() -> None:
@@ -381,6 +397,7 @@ def test_a_loss_of_features_is_refused() -> None:
     ("arguments", "message"),
     [
         ({"epochs": 0}, "epochs must be >= 1, got 0"),
+        ({"epochs": 10.0}, "epochs must be an integer of epochs, or a share of the training"),
         ({"lowest": 0.0}, "lowest and span must be > 0, got 0.0 and 20.0"),
         ({"span": -1.0}, "lowest and span must be > 0, got 1.0 and -1.0"),
         ({"span": float("nan")}, "lowest and span must be > 0, got 1.0 and nan"),

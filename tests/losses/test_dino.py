@@ -63,6 +63,16 @@ def test_the_warm_up() -> None:
     torch.testing.assert_close(loss(student, teacher, NONE, 10), dino(student, teacher, torch.zeros(6), 0.1, 0.05))
 
 
+def test_the_warm_up_over_a_share_of_the_training() -> None:
+    loss = DINO(teacher_temperature=0.07, warmup_temperature=0.04, warmup_epochs=0.3)
+    assert [loss.temperature(epoch, 100) for epoch in (0, 10, 30, 99)] == pytest.approx([0.04, 0.05, 0.07, 0.07])
+    assert [loss.temperature(epoch, 200) for epoch in (0, 20, 60)] == pytest.approx([0.04, 0.05, 0.07])
+    student, teacher = views(2), views(2)
+    torch.testing.assert_close(loss(student, teacher, NONE, 10, 100), dino(student, teacher, torch.zeros(6), 0.1, 0.05))
+    with pytest.raises(ValueError, match=r"0\.3 is a share of the training, which needs trainer\.max_epochs"):
+        loss(student, teacher, NONE, 10)
+
+
 def test_the_centre_is_extra_state_and_no_buffer() -> None:
     loss, other = DINO(), DINO()
     assert loss.get_extra_state() == {}
@@ -108,6 +118,7 @@ def test_one_global_view() -> None:
         ({"teacher_temperature": -1.0}, r"temperature must be > 0, got -1\.0"),
         ({"warmup_temperature": 0.0}, r"temperature must be > 0, got 0\.0"),
         ({"warmup_epochs": -1}, "warmup_epochs must be >= 0, got -1"),
+        ({"warmup_epochs": 1.5}, r"warmup_epochs must be an integer of epochs, or a share .* in \[0, 1\], got 1\.5"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1\.0"),
     ],
 )

@@ -16,7 +16,7 @@ STUDENT, TEACHER = (6, 3, 8, 8), (6, 8, 4, 4)
 FORMS: list[tuple[int, Factor]] = [(1, "flat"), (2, "flat"), (1, "map"), (2, "map")]
 
 
-def built(p: int = 1, factor: Factor = "flat", epochs: int = 2) -> tuple[FactorTransfer, Tensor, Tensor]:
+def built(p: int = 1, factor: Factor = "flat", epochs: Length = 2) -> tuple[FactorTransfer, Tensor, Tensor]:
     loss = FactorTransfer(p, factor=factor, paraphraser_epochs=epochs)
     loss.build([STUDENT], [TEACHER])
     return loss, torch.randn(STUDENT), torch.randn(TEACHER).relu()
