@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_lightning.datamodules.rand_augment import RandAugment
+from kd_lightning.datamodules.resized_crop import ResizedCrop
 from kd_lightning.seeds import below, hashed
 
 PACKED_CHANNELS = 4  # bytes of one int32
@@ -122,25 +123,31 @@ class View:
     Crop and mirror image come first, then RandAugment, then normalisation, then cutout.
 
     Args:
-        crop_padding: Zeros around the image before a crop of its own size, in pixels; 0 for no crop.
+        crop_padding: Zeros around the image before a crop of its own size, in pixels; 0 for no crop, as it must be
+            beside a resized crop.
         flip: Mirror half of the views left to right.
         cutout: Side of a square that is set to the mean colour, in pixels; 0 for none.
         rand_augment: Random colour and shape changes; null for none.
+        resized_crop: A part of the image brought to one size, which may be another than the image's; null for none.
+            The default view keeps the image's size.
 
     Raises:
-        ValueError: if a length is negative.
+        ValueError: if a length is negative, or there are two kinds of crops.
     """
 
     crop_padding: int = 4
     flip: bool = True
     cutout: int = 0
     rand_augment: RandAugment | None = None
+    resized_crop: ResizedCrop | None = None
 
     def __post_init__(self) -> None:
         """Check the lengths."""
         for name, value in {"crop_padding": self.crop_padding, "cutout": self.cutout}.items():
             if value < 0:
                 raise ValueError(f"{name} must be >= 0 pixels, got {value}")
+        if self.resized_crop is not None and self.crop_padding:
+            raise ValueError(f"crop_padding must be 0 beside a resized_crop, got {self.crop_padding}")
 
     def make(self, packed: Tensor, key: Tensor, channels: int, scale: Tensor, shift: Tensor) -> Tensor:
         """Views of images, float32 ``[N, C, H, W]``, channels_last in memory.
@@ -152,6 +159,8 @@ class View:
             scale: See `scale_and_shift`.
             shift: See `scale_and_shift`.
         """
+        if self.resized_crop is not None:
+            packed = pack(self.resized_crop.apply(unpack(packed, channels), key))
         height, width = packed.shape[1:]
         if self.crop_padding or self.flip:
             span = 2 * self.crop_padding + 1

@@ -237,22 +237,26 @@ class KDCL(Collaboration):
 
 
 class ONE(Collaboration):
-    """Each branch of a `BranchedNetwork` learns from the gated ensemble, which learns from the labels.
+    """Each branch learns from the peer that it belongs to, which learns from the labels.
 
-    With terms ``ce`` and ``kd`` (`SoftTarget` at T = 3) this is CE of every branch and of the ensemble, and
-    T^2 KL(p_ensemble || p_branch) of every branch.
+    Of a `BranchedNetwork` with terms ``ce`` and ``kd`` (`SoftTarget` at T = 3) this is CE of every branch and of the
+    gated ensemble, and T^2 KL(p_ensemble || p_branch) of every branch. Of a `MultiExitNetwork` the deepest classifier
+    teaches every exit.
 
-    Source: Lan, Zhu, Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, eq. 4 to 7.
+    Sources: Lan, Zhu, Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, eq. 4 to 7; Zhang et
+    al., "Be Your Own Teacher", ICCV 2019, section 3.
     """
 
     def teachers_of(self, learner: Learner, learners: Sequence[Learner]) -> list[str]:
-        """The peer that a branch belongs to; nobody teaches the gated ensemble."""
+        """The peer that a branch belongs to; nobody teaches the peer itself."""
         if learner.branch is not None:
             return [learner.peer]
         if not any(other.branch is not None and other.peer == learner.peer for other in learners):
-            raise ValueError(f"ONE needs branches, and peer {learner.name!r} has none: make it a BranchedNetwork")
+            raise ValueError(
+                f"ONE needs branches, and peer {learner.name!r} has none: make it a BranchedNetwork or MultiExitNetwork"
+            )
         return []
 
     def teach(self, answers: Mapping[str, Outputs], target: Tensor, images: Mapping[str, Tensor]) -> dict[str, Outputs]:
-        """What each gated ensemble says."""
+        """What each peer says."""
         return {name: decoupled(outputs) for name, outputs in answers.items()}

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from kd_lightning.batch import Batch, as_batch, check_labels
 from kd_lightning.distillers.base import Distiller
-from kd_lightning.distillers.collaboration import Collaboration
+from kd_lightning.distillers.collaboration import Collaboration, Learner
 from kd_lightning.distillers.criteria import Term
 from kd_lightning.distillers.data_facts import classes_of, views_of
 from kd_lightning.distillers.lessons import Lessons, checked_names
@@ -21,11 +21,11 @@ from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.nonfinite import stop_if_not_finite
 from kd_lightning.distillers.optimizing import Decayed, parameter_groups
 from kd_lightning.distillers.peer_evaluation import PeerEvaluations
-from kd_lightning.distillers.peers import Peer, Peers, answers_of, build_peer, shown_to, top1_of, untrained
+from kd_lightning.distillers.peers import Peer, Peers, answers_of, build_peer, plans_of, shown_to, top1_of, untrained
 from kd_lightning.distillers.scheduling import scheduled
 from kd_lightning.models import Outputs, TapPlan, Views
 from kd_lightning.models.peer_weights import TOP1
-from kd_lightning.models.tap_plan import classifier_of, plan, several
+from kd_lightning.models.tap_plan import classifier_of, several
 from kd_lightning.models.taps import LOGITS
 from kd_lightning.seeds import run_seed
 
@@ -41,6 +41,9 @@ class OnlineDistiller(Distiller):
     and ``val/agreement``: the share of images on which two peers (or branches of a single peer) decide the same, mean
     over all pairs. The optimizer has a parameter group, or several, for each peer, and ``gradient_clip_val`` of the
     trainer is the bound for each peer apart.
+
+    A `MultiExitNetwork` is a peer whose exits are branches: alone, its deepest classifier is ``val/top1``, its exits
+    are ``val/<peer>_1_top1`` and so on, and the mean of the logits of all of them is ``val/<peer>_ensemble_top1``.
 
     Args:
         peers: Name -> peer; equal or different architectures.
@@ -102,11 +105,11 @@ class OnlineDistiller(Distiller):
         return {}
 
     def parts(self) -> list[str]:
-        """Every peer and branch."""
-        return [learner.name for learner in self._learners]
+        """Every peer and branch, and the ensembles of exits."""
+        return [*(learner.name for learner in self._learners), *self._networks().ensembles()]
 
     def examined(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits ``[N, C]`` of the ensemble, and of every peer and branch."""
+        """Logits ``[N, C]`` of the ensemble of the peers, and of all `parts`."""
         answers = self._networks().answers(image.to(memory_format=self.memory_format))
         return torch.stack([answers[name] for name in self._peers]).mean(dim=0), answers
 
@@ -141,21 +144,26 @@ class OnlineDistiller(Distiller):
         self.test_metrics = PeerEvaluations(self.parts(), compared, num_classes, full=True)
 
     def _build_lessons(self, networks: Mapping[str, nn.Module]) -> None:
-        terms = {learner.name: self._terms[learner.peer] for learner in self._learners}
+        terms = {learner.name: self._terms_of(learner) for learner in self._learners}
         teachers = {learner.name: self.collaboration.teachers_of(learner, self._learners) for learner in self._learners}
         self._lessons = Lessons(terms, teachers)
         self.criteria = self._lessons.criteria
         self._plans: dict[str, TapPlan] = {}
         for name, network in networks.items():
             mine = [learner for learner in self._learners if learner.peer == name]
-            names = [learner.name for learner in mine]
-            taps = {*self._lessons.student_taps(names), *self._lessons.teacher_taps(name)}
-            taps |= {learner.branch for learner in mine if learner.branch is not None}
-            made = plan(network, sorted(taps), self._image_shape)
-            if (classes := several(made.shapes[LOGITS])[0][1]) != self.num_classes:
+            asked = {
+                learner: {*self._lessons.student_taps([learner.name]), *self._lessons.teacher_taps(learner.name)}
+                for learner in mine
+            }
+            made = plans_of(network, asked, self._image_shape)
+            if (classes := several(made[name].shapes[LOGITS])[0][1]) != self.num_classes:
                 raise ValueError(f"peer {name} has {classes} classes, the data {self.num_classes}")
-            self._plans |= dict.fromkeys(names, made)
+            self._plans |= made
         self._lessons.build(self._plans, self._teacher_plan_of)
+
+    def _terms_of(self, learner: Learner) -> dict[str, Term]:
+        of_branches = self._peers[learner.peer].branch_criteria
+        return self._terms[learner.peer] if learner.branch is None or of_branches is None else of_branches
 
     def _teacher_plan_of(self, teacher: str) -> TapPlan:
         return self.collaboration.teacher_plan(teacher, self._plans)
@@ -271,7 +279,7 @@ class OnlineDistiller(Distiller):
                 self.collaboration.united(each) for each in checkpoint["optimizer_states"]
             ]
         checkpoint[COLLABORATION] = self.collaboration.state()
-        checkpoint[TOP1] = top1_of(self.trainer.callback_metrics, self.parts())
+        checkpoint[TOP1] = top1_of(self.trainer.callback_metrics, [learner.name for learner in self._learners])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the running means and what the collaboration keeps."""

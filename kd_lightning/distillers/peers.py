@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +9,13 @@ from torch.func import functional_call
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.building import built
-from kd_lightning.distillers.collaboration import Learner
+from kd_lightning.distillers.collaboration import ENSEMBLE, Learner
 from kd_lightning.distillers.criteria import DEFAULT, Term
 from kd_lightning.models import NetworkLike, Outputs, TapPlan, Views
+from kd_lightning.models.anatomy import Several
 from kd_lightning.models.branched import HasBranches
+from kd_lightning.models.exits import HasExits
+from kd_lightning.models.tap_plan import plan as planned
 from kd_lightning.models.taps import tapped
 from kd_lightning.seeds import hashed, run_seed
 
@@ -26,11 +28,13 @@ class Peer:
         network: A recipe (in Python also a module). Equal recipes start from different weights, by the peer's name.
         view: The view of the batch that it sees wherever a term says ``default``.
         criteria: Its own terms; None for those that all share.
+        branch_criteria: The terms of its branches; None for those of the peer itself.
     """
 
     network: NetworkLike
     view: str = "default"
     criteria: dict[str, Term] | None = None
+    branch_criteria: dict[str, Term] | None = None
 
 
 def build_peer(name: str, peer: Peer, num_classes: int, views: Views) -> nn.Module:
@@ -62,25 +66,69 @@ class Peers(nn.Module):
                 found += [Learner(f"{name}_{n}", name, tap) for n, tap in enumerate(network.branch_taps(), start=1)]
         return found
 
+    def ensembles(self) -> dict[str, list[str]]:
+        """Name of the ensemble, as ``net_ensemble``, of each peer with exits -> the peer and its exits."""
+        return {
+            f"{name}_{ENSEMBLE}": [each.name for each in self.learners() if each.peer == name]
+            for name, network in self.networks.items()
+            if isinstance(network, HasExits) and network.branch_taps()
+        }
+
     def answers(self, image: Tensor) -> dict[str, Tensor]:
-        """Logits ``[N, C]`` of every learner for images ``[N, C, H, W]``."""
+        """Logits ``[N, C]`` of every learner, and of the ensembles of exits, for images ``[N, C, H, W]``."""
         found = {}
         for name, network in self.networks.items():
             branches = list(network.branch_taps()) if isinstance(network, HasBranches) else []
             with tapped(network, branches) as taps:
                 found[name] = network(image)
             found |= {f"{name}_{n}": taps[tap] for n, tap in enumerate(branches, start=1)}
-        return found
+        means = {name: torch.stack([found[each] for each in who]).mean(dim=0) for name, who in self.ensembles().items()}
+        return found | means
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[N, C, H, W]`` to the mean of the peers' logits ``[N, C]``."""
         return torch.stack([network(x) for network in self.networks.values()]).mean(dim=0)
 
 
+def plans_of(network: nn.Module, asked: Mapping[Learner, set[str]], image_shape: tuple[int, ...]) -> dict[str, TapPlan]:
+    """Where the taps of a peer and its branches are, by the learner's name; the peer's own plan has all of them.
+
+    Args:
+        network: Of the peer.
+        asked: The peer and its branches -> the taps that each is asked for. Those of an exit are its own where it has
+            such (see `HasExits`), else the network's.
+        image_shape: (C, H, W) of its images.
+
+    Raises:
+        ValueError: if a tap stands for nothing in this network.
+    """
+    own = {
+        learner.name: network.exit_taps(learner.branch)
+        if learner.branch is not None and isinstance(network, HasExits)
+        else {}
+        for learner in asked
+    }
+    wanted = {own[learner.name].get(tap, tap) for learner, taps in asked.items() for tap in taps}
+    wanted |= {learner.branch for learner in asked if learner.branch is not None}
+    made = planned(network, sorted(wanted), image_shape)
+    found = {}
+    for name, symbols in own.items():
+        there = {symbol: tap for symbol, tap in symbols.items() if tap in made.names}
+        names: dict[str, Several] = {**made.names, **there}
+        found[name] = TapPlan(names, {**made.shapes, **{symbol: made.shapes[tap] for symbol, tap in there.items()}})
+    return found
+
+
+def heard_from(network: nn.Module, plan: TapPlan, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits ``[N, C]`` of one network for images ``[N, C, H, W]``, and its taps by the names of submodules."""
+    with tapped(network, plan.submodules()) as taps:
+        logits: Tensor = network(image)
+    return logits, taps
+
+
 def answer(network: nn.Module, plan: TapPlan, image: Tensor) -> Outputs:
     """Logits and taps of one network for images ``[N, C, H, W]``."""
-    with tapped(network, plan.submodules()) as taps:
-        logits = network(image)
+    logits, taps = heard_from(network, plan, image)
     return Outputs(logits, plan.picked(taps))
 
 
@@ -113,12 +161,13 @@ def answers_of(
 
     Args:
         peers: The networks.
-        plans: Of the peers' taps.
+        plans: Of the learners' taps.
         learners: Who answers.
         views: As terms state them.
         shown: What a peer sees; see `shown_to`.
     """
-    heard: dict[tuple[str, str], Outputs] = {}
+    heard: dict[tuple[str, str], tuple[Tensor, dict[str, Tensor]]] = {}
+    said: dict[tuple[str, str], Outputs] = {}
     found: dict[str, dict[str, Outputs]] = {}
     for view in sorted(views):
         found[view] = {}
@@ -126,11 +175,12 @@ def answers_of(
             name, image = shown(learner.peer, view)
             key = learner.peer, name
             if key not in heard:
-                heard[key] = answer(peers.networks[learner.peer], plans[learner.peer], image)
-            outputs = heard[key]
-            if learner.branch is not None:
-                outputs = Outputs(cast(Tensor, outputs.taps[learner.branch]), outputs.taps)
-            found[view][learner.name] = outputs
+                heard[key] = heard_from(peers.networks[learner.peer], plans[learner.peer], image)
+            if (learner.name, name) not in said:
+                logits, taps = heard[key]
+                own = logits if learner.branch is None else taps[learner.branch]
+                said[learner.name, name] = Outputs(own, plans[learner.name].picked(taps))
+            found[view][learner.name] = said[learner.name, name]
     return found
 
 

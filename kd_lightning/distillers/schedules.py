@@ -1,6 +1,8 @@
 """Schedules: the weight of a term as a function of the epoch.
 
-Wherever they take a length, an integer is epochs and a float a share of the training; see `epochs_of`.
+Wherever they take a length, an integer is epochs and a float a share of the training; see `epochs_of`. A training that
+is made longer when it is resumed has the shares of its new length, unless its learning rate is in shares too: a
+checkpoint would restore those of the old one, which is refused.
 """
 
 from abc import ABC, abstractmethod

@@ -2,6 +2,8 @@
 
 from kd_lightning.models.branched import BranchedNetwork
 from kd_lightning.models.ensemble import EnsembleTeacher
+from kd_lightning.models.exits import MultiExitNetwork
+from kd_lightning.models.frozen import FrozenTeacher
 from kd_lightning.models.input_adapter import Views
 from kd_lightning.models.moving_average import MovingAverageTeacher
 from kd_lightning.models.named_views import NamedViews
@@ -11,7 +13,7 @@ from kd_lightning.models.projected import ProjectedStudent
 from kd_lightning.models.simkd import SimKDStudent
 from kd_lightning.models.stored_outputs import StoredOutputs
 from kd_lightning.models.tap_plan import TapPlan
-from kd_lightning.models.teacher import FrozenTeacher, Outputs, Teacher, TeacherCheck
+from kd_lightning.models.teacher import Outputs, Teacher, TeacherCheck
 from kd_lightning.models.weights import load_weights, save_weights
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "EnsembleTeacher",
     "FrozenTeacher",
     "MovingAverageTeacher",
+    "MultiExitNetwork",
     "NamedViews",
     "Network",
     "NetworkLike",

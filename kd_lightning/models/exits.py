@@ -4,20 +4,21 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from kd_lightning.models.anatomy import Anatomy, HasStemInfo, is_symbol
+from kd_lightning.models.anatomy import STEMS, Anatomy, HasFeatureInfo, HasStemInfo, is_symbol
 from kd_lightning.models.network import Network
 from kd_lightning.models.peer_weights import EXITS, NETWORK
 from kd_lightning.models.tap_plan import several
-from kd_lightning.models.taps import install, place, probe, tapped
+from kd_lightning.models.taps import at_rest, place, probe, tapped
 from kd_lightning.models.token_maps import HasOutputFormat, HasPatches, prefix_tokens
 from kd_lightning.models.trace import Run
 from kd_lightning.seeds import run_seed, seeded
 
 Recipe = Network | nn.Module | Mapping[str, Any]
 SIDE = 32  # pixels of the images by which sizes are found, where the network does not say its own
-SQUEEZE = 4  # channels of the deepest features over those inside a bottleneck
+SQUEEZE = 4  # channels of the deepest features over those inside a bottleneck, at least
 
 
 @runtime_checkable
@@ -59,24 +60,19 @@ def later(runs: Sequence[Run], at: str) -> list[str]:
 def bottleneck(in_chs: int, out_chs: int, factor: int) -> nn.Sequential:
     """Three convolutions from a stage's map to the size and channels of the deepest, each with normalisation and ReLU.
 
-    1x1 to a quarter of ``out_chs``; k x k with stride k, where k is ``factor``, or 3 x 3 with stride 1 where that is 1;
-    1x1 to ``out_chs``.
+    1x1 to a quarter of ``out_chs``, but not more than ``in_chs``; k x k with stride k, where k is ``factor``, or 3 x 3
+    with stride 1 where that is 1; 1x1 to ``out_chs``.
 
     Args:
         in_chs: Channels of the stage.
         out_chs: Channels of the deepest features.
         factor: Height of the stage's map over that of the last, >= 1.
     """
-    mid = max(1, out_chs // SQUEEZE)
-    kernel = 3 if factor == 1 else factor
+    mid = max(1, min(in_chs, out_chs // SQUEEZE))
+    middle = (3, 1, 1) if factor == 1 else (factor, factor, 0)
     layers: list[nn.Module] = []
-    for first, last, size, stride in ((in_chs, mid, 1, 1), (mid, mid, kernel, factor), (mid, out_chs, 1, 1)):
-        padding = 1 if size > stride and size == 3 else 0
-        layers += [
-            nn.Conv2d(first, last, size, stride, padding, bias=False),
-            nn.BatchNorm2d(last),
-            nn.ReLU(),
-        ]
+    for first, last, shape in ((in_chs, mid, (1, 1, 0)), (mid, mid, middle), (mid, out_chs, (1, 1, 0))):
+        layers += [nn.Conv2d(first, last, *shape, bias=False), nn.BatchNorm2d(last), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -139,37 +135,153 @@ class MultiExitNetwork(nn.Module):
         shape = (in_chans, image_size, image_size)
         whole = _built(network, num_classes, in_chans)
         anatomy = Anatomy(whole, shape)
-        stages = [_as_map(stage) for stage in anatomy.stages()]
-        places = _places(anatomy, exits, stages)
+        places, last = _places(anatomy, exits), _as_map(anatomy.stages()[-1])
         if only is not None and not 1 <= only <= len(places):
             raise ValueError(f"only must be in 1 … {len(places)}, got {only}")
         self.only, self._places = only, places
-        sizes = _sizes(whole, [*places, stages[-1]], shape)
+        sizes = _sizes(whole, [*places, last], shape)
         width, classes = _width(anatomy), cast(Tensor, anatomy.returned).shape[1]
         self.exits = nn.ModuleDict()
         for number, at in enumerate(places, start=1):
             if only in (None, number):
-                factor = max(1, sizes[at][2] // sizes[stages[-1]][2])
+                factor = max(1, sizes[at][2] // sizes[last][2])
                 with seeded(run_seed(), "initialisation", "exit", number):
                     self.exits[str(number)] = Exit(sizes[at][1], width, factor, classes)
-        self._describe(anatomy, whole, stages)
-        if only is not None:
-            for name in later(anatomy.runs, place(places[only - 1]).module):
-                whole.set_submodule(name, Skipped())
-        self.network = whole
-        if only is not None:
-            self._check(shape)
+        self._describe(anatomy)
+        self.network = whole if only is None else _stopped(whole, anatomy, places[only - 1], shape)
 
-    def _describe(self, anatomy: Anatomy, whole: nn.Module, stages: Sequence[str]) -> None:
+    def _describe(self, anatomy: Anatomy) -> None:
         """Say where stages, stem and classifier are, as `Anatomy` asks."""
-        preacts = {info["module"]: info.get("preact") for info in getattr(whole, "feature_info", [])}
-        self.feature_info: list[dict[str, Any]] = []
-        order = [run.name for run in anatomy.runs]
-        last = len(order) if self.only is None else order.index(place(self._places[self.only - 1]).module)
-        for stage in stages:
-            if order.index(place(stage).module) <= last:
-                self.feature_info.append({"module": f"{NETWORK}{stage}"})
+        infos = _stage_infos(anatomy)
         self._classifier = f"{NETWORK}{anatomy.classifier()}"
         if self.only is not None:
-            self.feature_info.append({"module": f"{EXITS}{self.only}.bottleneck"})
+            order = [run.name for run in anatomy.runs]
+            end = order.index(place(self._places[self.only - 1]).module)
+            infos = [info for info in infos if order.index(place(info["module"]).module) <= end]
             self._classifier = f"{EXITS}{self.only}.fc"
+        self.feature_info = [{key: f"{NETWORK}{name}" for key, name in info.items()} for info in infos]
+        if self.only is not None:
+            self.feature_info.append({"module": f"{EXITS}{self.only}.bottleneck"})
+        self.stem_info = {"module": f"{NETWORK}{_stem(anatomy)}"}
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many class and distillation tokens precede the network's patches."""
+        return prefix_tokens(self.network)
+
+    @property
+    def patch_embed(self) -> nn.Module | None:
+        """The network's, where it has one: it knows the grid of the tokens."""
+        return self.network.patch_embed if isinstance(self.network, HasPatches) else None
+
+    @property
+    def output_fmt(self) -> str:
+        """Where the network's maps have their channels."""
+        return str(self.network.output_fmt) if isinstance(self.network, HasOutputFormat) else "NCHW"
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer of who answers: of the network, or of the exit that answers alone."""
+        return self.get_submodule(self._classifier)
+
+    def branch_taps(self) -> list[str]:
+        """Names of the submodules that give the exits' logits; none where an exit answers alone."""
+        return [f"{EXITS}{number}" for number in self.exits] if self.only is None else []
+
+    def exit_taps(self, branch: str) -> dict[str, str]:
+        """What symbols stand for in an exit, by the name of the submodule that gives its logits."""
+        last = f"{branch}.bottleneck"
+        return {"embedding": f"{branch}.fc:in", "last_map": last, "last_stage": last}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, in_chans, H, W]`` to logits ``[N, num_classes]``: the deepest, or those of one exit."""
+        if self.only is not None:
+            at = self._places[self.only - 1]
+            with tapped(self.network, [at]) as taps:
+                self.network(x)
+            alone: Tensor = self.exits[str(self.only)](taps[at])
+            return alone
+        with tapped(self.network, self._places) as taps:
+            logits: Tensor = self.network(x)
+        for number, at in enumerate(self._places, start=1):
+            self.exits[str(number)](taps[at])  # heard by whoever taps it
+        return logits
+
+
+def _built(network: Recipe, num_classes: int, in_chans: int) -> nn.Module:
+    if isinstance(network, nn.Module):
+        return copy.deepcopy(network)
+    recipe = network if isinstance(network, Network) else Network(**cast(dict[str, Any], network))
+    return recipe.build(num_classes, in_chans)
+
+
+def _as_map(tap: str) -> str:
+    return tap if "map" in place(tap).shapes else f"{tap}:map"
+
+
+def _places(anatomy: Anatomy, exits: Sequence[str] | None) -> list[str]:
+    """Taps of the maps after which an exit stands."""
+    kind = type(anatomy.network).__name__
+    if exits is None:
+        places = anatomy.stages()[:-1]
+        if not places:
+            raise ValueError(f"exits: {kind} has a single stage, so none to leave it after: name its submodules")
+    else:
+        named = [anatomy.named(tap) if is_symbol(tap) else tap for tap in exits]
+        places = [name for group in named for name in several(group)]
+    order = {run.name: index for index, run in enumerate(anatomy.runs)}
+    when = [order.get(place(name).module, -1) for name in places]
+    if not places or min(when) < 0 or when != sorted(set(when)):
+        raise ValueError(
+            f"exits must be submodules of {kind} that run once, from shallow to deep, or null for its stages, got "
+            f"{exits}; its stages are {anatomy.stages()}"
+        )
+    return [_as_map(name) for name in places]
+
+
+def _sizes(network: nn.Module, places: Sequence[str], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    try:
+        return probe(network, places, shape)
+    except ValueError as error:
+        raise ValueError(f"exits: {type(network).__name__} cannot have them: {error}") from error
+
+
+def _width(anatomy: Anatomy) -> int:
+    """Length of the embedding."""
+    name = anatomy.classifier()
+    embedding = cast(Tensor, next(run.entered for run in anatomy.runs if run.name == name))
+    return embedding.shape[1 if embedding.ndim == 4 else -1]
+
+
+def _stopped(network: nn.Module, anatomy: Anatomy, at: str, shape: tuple[int, ...]) -> nn.Module:
+    """A network without the layers that run after a tap, whose answer is nothing.
+
+    Raises:
+        ValueError: if it does not run without them.
+    """
+    for name in later(anatomy.runs, place(at).module):
+        network.set_submodule(name, Skipped())
+    parameter = next(network.parameters())
+    with at_rest(network), tapped(network, [at]):
+        try:
+            network(torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype))
+        except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
+            # What a foreign forward raises on odd shapes.
+            raise ValueError(
+                f"only: {type(network).__name__} does not run without what follows {at!r}: {error}"
+            ) from error
+    return network
+
+
+def _stage_infos(anatomy: Anatomy) -> list[dict[str, str]]:
+    stages = anatomy.stages()
+    if isinstance(anatomy.network, HasFeatureInfo) and isinstance(anatomy.network, HasStemInfo):
+        preacts = {info["module"]: info["preact"] for info in anatomy.network.feature_info if "preact" in info}
+        return [{"module": stage} | ({"preact": preacts[stage]} if stage in preacts else {}) for stage in stages]
+    return [{"module": stage} for stage in stages]
+
+
+def _stem(anatomy: Anatomy) -> str:
+    try:
+        return anatomy.stem()
+    except ValueError:
+        return STEMS[0]  # where none is known: who asks for it is told that there is no such submodule

@@ -2,11 +2,13 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.batch import Batch
 from kd_lightning.models.input_adapter import Views
@@ -30,6 +32,20 @@ def ramped(momentum: float, step: int, steps: float) -> float:
     return 1 - (1 - momentum) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
+@contextmanager
+def by_the_batch(network: nn.Module) -> Iterator[None]:
+    """Inside, batch normalisation goes by the statistics of the batch, and keeps nothing of them."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracking) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracking
+
+
 class MovingAverageTeacher(Teacher):
     """theta' <- m theta' + (1 - m) theta after each optimizer step: the average of the student teaches the student.
 
@@ -43,17 +59,25 @@ class MovingAverageTeacher(Teacher):
         momentum: m in [0, 1); the paper takes 0.99 early and 0.999 later.
         ramp: ``constant``, or ``cosine``: m grows to 1 at the end of training (see `ramped`), which needs
             ``trainer.max_epochs`` or ``max_steps``.
+        batch_statistics: In training, let batch normalisation go by each view's batch, as in the student, and not by
+            the averaged statistics; the rest stays in eval mode. DINO's teacher is so (in its authors' code); without
+            it, `DINO` over networks with batch normalisation learns nothing.
 
     Raises:
         ValueError: if ``momentum`` is out of range.
     """
 
-    def __init__(self, momentum: float = 0.99, ramp: Literal["constant", "cosine"] = "constant") -> None:
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        ramp: Literal["constant", "cosine"] = "constant",
+        batch_statistics: bool = False,
+    ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if ramp not in {"constant", "cosine"}:
             raise ValueError(f"ramp must be constant or cosine, got {ramp!r}")
-        self.momentum, self.ramp = momentum, ramp
+        self.momentum, self.ramp, self.batch_statistics = momentum, ramp, batch_statistics
         self.check, self.expected_top1 = False, None
         self.network: nn.Module | None = None
 
@@ -127,12 +151,19 @@ class MovingAverageTeacher(Teacher):
             raise ValueError("the checkpoint holds no moving average of the student: it was made with another teacher")
         self._ready().load_state_dict(matched(dict(state), self._ready(), "the checkpoint's teacher"))
 
-    @torch.no_grad()
     def __call__(self, batch: Batch, view: str = "default") -> Outputs:
         """Logits and taps of the average for a view of the batch."""
-        network, image = self._ready(), batch.images[view]
-        network.to(image.dtype)  # follows a run in float64; nothing otherwise
-        with tapped(network.eval(), self._submodules) as taps:
+        return self._answer(batch.images[view], self.batch_statistics)
+
+    def unlabelled(self, batch: Batch, view: str = "default") -> Outputs:
+        """The answer that is measured, which goes by the averaged statistics alone."""
+        return self._answer(batch.images[view], batch_statistics=False)
+
+    @torch.no_grad()
+    def _answer(self, image: Tensor, batch_statistics: bool) -> Outputs:
+        network = self._ready().to(image.dtype).eval()  # follows a run in float64; nothing otherwise
+        mode = by_the_batch(network) if batch_statistics else nullcontext()
+        with mode, tapped(network, self._submodules) as taps:
             logits = network(image)
         return Outputs(logits, self._plan.picked(taps))
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_lightning.models.frozen import FrozenTeacher
 from kd_lightning.models.tap_plan import plan
 from kd_lightning.models.taps import LOGITS, install, tapped
-from kd_lightning.models.teacher import FrozenTeacher, Outputs, Teacher
+from kd_lightning.models.teacher import Outputs, Teacher
 
 BATCH_NORMS = "batch_norms"  # a tap of this teacher alone
 

@@ -12,6 +12,7 @@ from kd_lightning.models.weights import matched, read_weights
 OF_PEER = "#peer="  # between a run, or a file, and the name of one of its peers
 PEERS = "student.networks."  # what the peers' entries in a checkpoint start with
 TRUNK, BRANCHES = "trunk.", "branches."  # of a `BranchedNetwork`
+NETWORK, EXITS = "network.", "exits."  # of a `MultiExitNetwork`
 BEST = "best"
 TOP1 = "peers_top1"  # in a checkpoint: val/top1 of each peer and branch when it was written
 
@@ -33,19 +34,24 @@ def _under(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
-def peer_weights(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """The weights of one peer out of an `OnlineDistiller`'s checkpoint, under its own network's names.
+def _has_exits(state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith(EXITS) for key in state)
 
-    They fill what the peer's recipe builds; those of a branch (``one_2``) fill the plain network that the branches are
-    made from.
 
-    Args:
-        checkpoint: As Lightning wrote it, with ``state_dict``.
-        name: Of a peer or a branch; ``best`` for the one with the largest val/top1 when the checkpoint was written.
+def exit_weights(state: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The network and one exit, counted from 1, of a `MultiExitNetwork`'s state.
 
     Raises:
-        ValueError: if there is no such peer, or ``best`` is asked of a checkpoint that knows no val/top1.
+        ValueError: if there is no such exit.
     """
+    known = sorted({int(key.split(".")[1]) for key in state if key.startswith(EXITS)})
+    if number not in known:
+        raise ValueError(f"there is no exit {number}: there are {known}")
+    return {key: value for key, value in state.items() if key.startswith((NETWORK, f"{EXITS}{number}."))}
+
+
+def _owner(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], int | None]:
+    """The whole state of a peer, and the number of the branch or exit that is meant; see `peer_weights`."""
     if name == BEST:
         figures: Mapping[str, float] = checkpoint.get(TOP1) or {}
         if not figures:
@@ -55,14 +61,49 @@ def peer_weights(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     names = sorted({key.partition(".")[0] for key in state})
     owner, _, number = name.rpartition("_")
     if name not in names and owner in names and number.isdecimal():
-        return plain_weights(_under(state, owner), int(number))
+        return _under(state, owner), int(number)
     if name not in names:
         raise ValueError(f"the checkpoint has no peer {name!r}: it has {', '.join(names) or 'none'}")
-    return _under(state, name)
+    return _under(state, name), None
+
+
+def peer_weights(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The weights of one peer out of an `OnlineDistiller`'s checkpoint, under its own network's names.
+
+    They fill what the peer's recipe builds; those of a branch (``one_2``) fill the plain network that the branches are
+    made from; those of an exit (``net_2``) are the whole network's and that exit's.
+
+    Args:
+        checkpoint: As Lightning wrote it, with ``state_dict``.
+        name: Of a peer, a branch or an exit; ``best`` for the one with the largest val/top1 when the checkpoint was
+            written.
+
+    Raises:
+        ValueError: if there is no such peer, or ``best`` is asked of a checkpoint that knows no val/top1.
+    """
+    state, number = _owner(checkpoint, name)
+    if number is None:
+        return state
+    return exit_weights(state, number) if _has_exits(state) else plain_weights(state, number)
+
+
+def _part_for(network: nn.Module, found: Mapping[str, Tensor], number: int | None, source: str) -> dict[str, Tensor]:
+    """Of a peer with exits, what a network takes: all, up to the exit that is meant, or the network without exits."""
+    wanted = network.state_dict()
+    if number is None:
+        return dict(found) if _has_exits(wanted) else _under(found, NETWORK.removesuffix("."))
+    if {key.split(".")[1] for key in wanted if key.startswith(EXITS)} != {str(number)}:
+        raise ValueError(
+            f"{source} is an exit: build it as a MultiExitNetwork with only: {number}, got {type(network).__name__}"
+        )
+    return {key: value for key, value in found.items() if key in wanted or key.startswith(EXITS)}
 
 
 def load_peer(network: nn.Module, path: str | Path, name: str, sha256: str | None = None) -> None:
     """Fill a network from one peer of a checkpoint, strictly; see `peer_weights` and `load_weights`.
+
+    A peer with exits fills a `MultiExitNetwork`, or the plain network without exits; one of its exits the
+    `MultiExitNetwork` that has ``only`` this one.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -70,5 +111,7 @@ def load_peer(network: nn.Module, path: str | Path, name: str, sha256: str | Non
     """
     read_weights(path, sha256)  # refuses what is damaged, of another hash, or more than weights
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    found = peer_weights(checkpoint, name)
-    network.load_state_dict(matched(found, network, f"peer {name} of {path}"), strict=True)
+    found, source = peer_weights(checkpoint, name), f"peer {name} of {path}"
+    if _has_exits(found):
+        found = _part_for(network, found, _owner(checkpoint, name)[1], source)
+    network.load_state_dict(matched(found, network, source), strict=True)

@@ -16,7 +16,9 @@ LOGITS = "logits"
 SHAPED = {"map": to_map, "tokens": to_tokens}
 LISTED = 40
 
-_active: ContextVar[dict[tuple[int, bool], list[object]] | None] = ContextVar("taps", default=None)
+Heard = dict[tuple[int, bool], list[object]]
+
+_active: ContextVar[tuple[Heard, ...]] = ContextVar("taps", default=())
 
 
 @runtime_checkable
@@ -37,16 +39,14 @@ class Place:
 
 
 class TapHook:
-    """Hands a submodule's input and output to the context that listens; a copy or a pickle of it is as good."""
+    """Hands a submodule's input and output to the contexts that listen; a copy or a pickle of it is as good."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """As a forward hook of torch."""
-        heard = _active.get()
-        if heard is None:
-            return
-        for is_input, value in ((True, args[0] if args else None), (False, output)):
-            if (key := (id(module), is_input)) in heard:
-                heard[key].append(value)
+        for heard in _active.get():
+            for is_input, value in ((True, args[0] if args else None), (False, output)):
+                if (key := (id(module), is_input)) in heard:
+                    heard[key].append(value)
 
 
 def place(name: str) -> Place:
@@ -123,8 +123,8 @@ def _submodule(network: nn.Module, wanted: str, tap: str) -> nn.Module:
 def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Within the context, one forward of this very network fills the dict that is given, by name.
 
-    The values keep their graph. Other networks that run within the context, copies included, leave no trace. Contexts
-    are not nested: only the innermost one listens.
+    The values keep their graph. Other networks that run within the context, copies included, leave no trace. Of nested
+    contexts, each listens.
     ``logits`` is not filled: it is what the forward returns.
 
     Raises:
@@ -132,9 +132,9 @@ def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     """
     places = {name: place(name) for name in names if name != LOGITS}
     wanted = {name: (id(_submodule(network, at.module, name)), at.is_input) for name, at in places.items()}
-    heard: dict[tuple[int, bool], list[object]] = {key: [] for key in wanted.values()}
+    heard: Heard = {key: [] for key in wanted.values()}
     taps: dict[str, Tensor] = {}
-    token = _active.set(heard)
+    token = _active.set((*_active.get(), heard))
     try:
         yield taps
     finally:

@@ -66,7 +66,7 @@ def plain() -> dict[str, Term]:
 
 
 def permuted() -> dict[str, Term]:
-    return {"dkpp": Term(DKPP()), "cwtm": Term(CWTM(), Window(1.0, start=1))}
+    return {"dkpp": Term(DKPP()), "cwtm": Term(CWTM(), Window(1.0, start=0.5))}  # of a generation
 
 
 def remembering() -> dict[str, Term]:
@@ -76,7 +76,7 @@ def remembering() -> dict[str, Term]:
         "hint": Term(Hint("linear"), 0.1, student="body", teacher="body"),
         "vid": Term(VID(), 0.1, student="body", teacher="body"),
         "crd": Term(CRD(dim=4, negatives=8), 0.1),
-        "kd": Term(CurriculumTemperature(SoftTarget(), epochs=2)),
+        "kd": Term(CurriculumTemperature(SoftTarget(), epochs=1.0)),
     }
 
 

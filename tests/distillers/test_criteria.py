@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
-from kd_lightning.distillers import Criteria, Term, Window
+from kd_lightning.distillers import Criteria, Ramp, Schedule, Term, Window
 from kd_lightning.distillers.unreached import reached
 from kd_lightning.losses import CrossEntropy, Hint, Loss, SoftTarget
 from kd_lightning.losses.base import Shapes
@@ -222,7 +223,7 @@ def test_what_is_no_scalar_is_an_error_that_names_the_term() -> None:
 
 
 def test_unknown_need_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"criteria\.x: the loss needs \['moon'\], known are \['epoch', 'index'"):
+    with pytest.raises(ValueError, match=r"criteria\.x: the loss needs \['moon'\], known are \['epoch', 'epochs', 'index'"):
         Criteria({"x": Term(Strange())})
 
 
@@ -307,6 +308,77 @@ def test_facts_of_the_run_are_asked_for_once_and_given_every_time() -> None:
         assert given[3]["train_targets"] is FACTS["train_targets"]
         assert given[3]["teacher_classifier"] is FACTS["teacher_classifier"]
     assert len(asked) == 2
+
+
+class Timed(Heard):
+    """Needs all of the time."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"epoch", "epochs"})
+
+
+def lasting(epochs: int | None) -> Callable[[str, Term], object]:
+    def fact(need: str, term: Term) -> object:
+        assert need == "epochs"
+        return epochs
+
+    return fact
+
+
+def test_shares_are_of_the_training_that_they_are_told_of() -> None:
+    terms = {
+        "ce": Term(CrossEntropy(), Ramp(1.0, 0.5)),
+        "kd": Term(SoftTarget(), Window(2.0, end=0.25)),
+        "gap": Term(Gap(), Window(3.0, start=3), view="strong"),
+    }
+    criteria = Criteria(terms)
+    criteria.inform(lasting(4))
+    assert [criteria.active(epoch) for epoch in range(4)] == [
+        {"ce": 0.5, "kd": 2.0},
+        {"ce": 1.0},
+        {"ce": 1.0},
+        {"ce": 1.0, "gap": 3.0},
+    ]
+    assert [criteria.asks_teacher(epoch) for epoch in range(4)] == [{"default"}, set(), set(), {"strong"}]
+    loss, values = answered(criteria, 0)
+    torch.testing.assert_close(loss, 0.5 * values["ce"] + 2 * values["kd"])
+    criteria.inform(lasting(8))
+    assert [criteria.active(epoch).get("ce") for epoch in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [criteria.active(epoch).get("kd") for epoch in range(4)] == [2.0, 2.0, None, None]
+    assert [criteria.active(epoch).get("gap") for epoch in range(4)] == [None, None, None, 3.0]
+
+
+def test_a_share_of_an_endless_training_is_an_error_that_names_the_term() -> None:
+    criteria = Criteria({"ce": Term(CrossEntropy()), "kd": Term(SoftTarget(), Ramp(1.0, 0.25))})
+    message = r"0\.25 is a share of the training, which needs trainer\.max_epochs >= 1"
+    with pytest.raises(ValueError, match=f"^criteria\\.kd: {message}"):
+        criteria.inform(lasting(None))
+    with pytest.raises(ValueError, match=message):  # nor was one told
+        answered(criteria)
+
+
+def test_epochs_need_no_length_of_the_training() -> None:
+    criteria = Criteria({"ce": Term(CrossEntropy(), Ramp(1.0, 4)), "kd": Term(SoftTarget(), Window(2.0, 1, 2))})
+    criteria.inform(lasting(None))
+    assert [criteria.active(epoch) for epoch in range(3)] == [{"ce": 0.25}, {"ce": 0.5, "kd": 2.0}, {"ce": 0.75}]
+
+
+def test_a_schedule_of_ones_own_is_asked_with_epoch_and_length() -> None:
+    class Alternating(Schedule):
+        def __call__(self, epoch: int, epochs: int | None) -> float:
+            return 0.0 if epochs is None or epoch % 2 else epochs - epoch
+
+    criteria = Criteria({"gap": Term(Gap(), Alternating())})
+    criteria.inform(lasting(10))
+    assert [criteria.active(epoch) for epoch in range(3)] == [{"gap": 10}, {}, {"gap": 8}]
+
+
+@pytest.mark.parametrize("epochs", [7, None])
+def test_a_loss_is_told_the_length_of_the_training_also_where_nobody_knows_it(epochs: int | None) -> None:
+    loss = Timed()
+    criteria = Criteria({"x": Term(loss)})
+    criteria.inform(lasting(epochs))
+    answered(criteria, 2)
+    assert loss.given[0][3] == {"epoch": 2, "epochs": epochs}
 
 
 def test_each_term_gets_the_facts_of_its_own_taps() -> None:

@@ -63,6 +63,18 @@ def test_cosine_against_its_formula(warmup: int, factor: float, final: float) ->
         assert rate == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_warm_up_may_be_a_share_of_the_training() -> None:
+    for epochs in (20, 40):
+        optimizer, other = sgd(2.0), sgd(2.0)
+        scheduler, expected = ShareCosineLR(optimizer, 0.1, 0.5, 0.1), ShareCosineLR(other, epochs // 10, 0.5, 0.1)
+        for each in (scheduler, expected):
+            each.stretch(epochs)
+        found = rates(optimizer, scheduler, epochs)
+        assert found == rates(other, expected, epochs)
+        assert found[0] == 1.0
+        assert max(found) == found[epochs // 10] == 2.0
+
+
 def test_cosine_stays_on_its_floor() -> None:
     optimizer = sgd(1.0)
     scheduler = ShareCosineLR(optimizer, final_factor=0.25)
@@ -108,6 +120,7 @@ def test_gamma_that_is_not_positive_is_refused(gamma: float) -> None:
     ("arguments", "message"),
     [
         ({"warmup_epochs": -1}, "warmup_epochs must be >= 0, got -1"),
+        ({"warmup_epochs": 5.0}, r"warmup_epochs must be an integer of epochs, or a share .* in \[0, 1\], got 5\.0"),
         ({"warmup_factor": 1.5}, r"warmup_factor must be in \[0, 1\], got 1.5"),
         ({"final_factor": -0.1}, r"final_factor must be in \[0, 1\], got -0.1"),
     ],

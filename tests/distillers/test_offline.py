@@ -95,7 +95,9 @@ def distiller(teacher: nn.Module, criteria: dict[str, Term] | None = None, **opt
     stated: dict[str, Any] = {"student": Net(2), "optimizer": sgd(), "check": False} | options
     check = stated.pop("check")
     return OfflineDistiller(
-        teacher=FrozenTeacher(teacher, check=check), criteria=formula() if criteria is None else criteria, **stated
+        teacher=FrozenTeacher(teacher, check=check, fold=False),
+        criteria=formula() if criteria is None else criteria,
+        **stated,
     )
 
 

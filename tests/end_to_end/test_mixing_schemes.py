@@ -144,7 +144,7 @@ DEIT = ("--model.scheduler.init_args.warmup_epochs=0", "--trainer.max_epochs=3",
 KDCL = "--model.collaboration.init_args.ensemble="
 SCHEMES = {
     "alone": Scheme("supervised/student", ["ce"], teacher=()),
-    "kd": Scheme("offline/kd", ["ce", "kd"]),
+    "kd": Scheme("offline/kd", ["kd"]),
     "ensemble": Scheme("offline/ensemble", ["kd"]),
     "ensemble by label": Scheme("offline/ensemble", ["kd"], ["--model.teacher.init_args.weights=confidence"]),
     "mean teacher": Scheme("offline/mean_teacher", ["ce"]),
@@ -206,7 +206,7 @@ def test_what_is_mixed_differs_from_what_is_not(fit: Fit, steps: list[Step]) -> 
         mixed = step.batch.target.amax(dim=1) < 1
         assert 0.25 < mixed.float().mean() < 0.6
         changed = (step.batch.image != unmixed.batch.image).flatten(1).any(dim=1)
-        assert changed[mixed].float().mean() > 0.95  # a box may be of pixels that are black in both
+        assert changed[mixed].float().mean() > 0.9  # a box may be of pixels that are black in both
         assert torch.equal(step.batch.target[~changed].argmax(dim=1), unmixed.batch.target[~changed])
 
 
@@ -222,18 +222,11 @@ def test_a_memory_bank_refuses_a_sample_that_is_of_two(fit: Fit, capsys: pytest.
 
 
 @pytest.mark.parametrize("config", ["data_free/dafl", "data_free/adversarial"])
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("data.data", "which are not read, got Mixing(mixup_alpha=0.8, cutmix_alpha=0.0"),
-        ("data", "mixing"),
-    ],
-)
-def test_generated_images_are_not_mixed(
-    config: str, key: str, message: str, fit: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fit(config, *GENERATED, f"--{key}.init_args.mixing.mixup_alpha=0.8", code=2)
-    assert message in capsys.readouterr().err
+def test_generated_images_are_not_mixed(config: str, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(config, *GENERATED, "--data.data.init_args.mixing.mixup_alpha=0.8", code=2)
+    said = capsys.readouterr().err
+    assert "which are not read, got Mixing(mixup_alpha=0.8" in said
+    assert "generated images are not mixed" in said
 
 
 def transfer(images: dict[str, Any], data: dict[str, Any]) -> list[str]:

@@ -397,7 +397,7 @@ def test_a_loss_of_features_is_refused() -> None:
     ("arguments", "message"),
     [
         ({"epochs": 0}, "epochs must be >= 1, got 0"),
-        ({"epochs": 10.0}, "epochs must be an integer of epochs, or a share of the training"),
+        ({"epochs": 9.5}, r"epochs must be an integer of epochs, or a share of the training in \(0, 1\], got 9\.5"),
         ({"lowest": 0.0}, "lowest and span must be > 0, got 0.0 and 20.0"),
         ({"span": -1.0}, "lowest and span must be > 0, got 1.0 and -1.0"),
         ({"span": float("nan")}, "lowest and span must be > 0, got 1.0 and nan"),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from kd_lightning.length import Length
 from kd_lightning.losses import FactorTransfer
 from kd_lightning.losses.adapters import Shape
 from kd_lightning.losses.factor_transfer import Factor, decoder, encoder, factor_distance, reconstruction
@@ -177,6 +178,19 @@ def test_afterwards_only_translator_and_student_have_a_gradient(epoch: int | Non
     assert teacher.grad is None
 
 
+def test_its_epochs_may_be_a_share_of_the_training() -> None:
+    loss, student, teacher = built(epochs=0.125)
+    loss.requires_grad_(False)
+
+    def reaches_the_student(epoch: int, epochs: int) -> bool:
+        return bool(loss(student.requires_grad_(), teacher, NO_TARGET, epoch, epochs).requires_grad)
+
+    assert [reaches_the_student(epoch, 16) for epoch in range(4)] == [False, False, True, True]
+    assert [reaches_the_student(epoch, 8) for epoch in range(4)] == [False, True, True, True]
+    with pytest.raises(ValueError, match=r"0\.125 is a share of the training, which needs trainer\.max_epochs"):
+        loss(student, teacher, NO_TARGET, 0)
+
+
 def test_each_learns_in_its_own_epochs() -> None:
     loss, student, teacher = built()
     paraphraser, translator = parts(loss)
@@ -192,7 +206,7 @@ def test_each_learns_in_its_own_epochs() -> None:
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-        trained = epoch >= loss.paraphraser_epochs
+        trained = epoch >= 2
         assert same(paraphraser, before[0]) == trained  # with the running statistics
         assert same(translator, before[1]) != trained
         assert torch.equal(student.detach(), before[2]) != trained
@@ -324,7 +338,7 @@ def test_the_labels_are_not_looked_at(target: Tensor) -> None:
 
 def test_what_it_needs() -> None:
     assert FactorTransfer.student_tap == FactorTransfer.teacher_tap == "last_stage"
-    assert FactorTransfer.needs == {"epoch"}
+    assert FactorTransfer.needs == {"epoch", "epochs"}
 
 
 @pytest.mark.parametrize("p", [0, 3])

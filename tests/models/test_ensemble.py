@@ -114,7 +114,9 @@ def test_each_is_shown_its_own_size_and_normalisation(tmp_path: Path) -> None:
         "cifar_resnet8", weights=str(tmp_path / "w.safetensors"), image_size=16, mean=(0.0,) * 3, std=(1.0,) * 3
     )
     plain = Net(4)
-    teacher = EnsembleTeacher({"a": FrozenTeacher(plain, check=False), "b": FrozenTeacher(recipe, check=False)})
+    teacher = EnsembleTeacher(
+        {"a": FrozenTeacher(plain, check=False, fold=False), "b": FrozenTeacher(recipe, check=False)}
+    )
     teacher.setup(5, VIEWS, ["b/logits"])
     given = batch()
     logits, taps = teacher(given)

@@ -265,7 +265,7 @@ def test_low_precision_leaves_no_trace_in_the_figures() -> None:
 
 def test_the_teacher_sees_the_images_that_it_was_trained_on(tmp_path: Path) -> None:
     views = Views((3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
-    teacher = ready(recipe(tmp_path, mean=(0.4,) * 3, std=(0.2,) * 3, image_size=4), ("features",), views)
+    teacher = ready(recipe(tmp_path, mean=(0.4,) * 3, std=(0.2,) * 3, image_size=4), ("features",), views, fold=False)
     seen: list[Tensor] = []
     network_of(teacher).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     outputs = teacher(batch(), "weak")
