@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 import kd_lightning.datamodules as datamodules
 from kd_lightning.callbacks import Checkpoints, MetricsFile, Predictions, Preemption, RunRecord, SafeCheckpointIO
 from kd_lightning.cli.parser import Parser
+from kd_lightning.cli.precision import choose_precision
 from kd_lightning.cli.recipes import resolve_recipes
 from kd_lightning.cli.run_naming import RUNS, claim, name_run
 from kd_lightning.cli.tracking import identify_wandb
@@ -84,6 +85,8 @@ class Door(LightningCLI):
             self.folder = RunFolder(RUNS / stated.experiment / stated.run)
             if not stated.trainer.get("fast_dev_run"):
                 claim(self.folder)
+        if self.subcommand == "fit":
+            choose_precision(stated.trainer)
         identify_wandb(stated, self.folder)
         resolve_recipes(stated, files, replace=False)
         kept = stated.clone()

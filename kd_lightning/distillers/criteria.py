@@ -228,7 +228,11 @@ class Criteria(nn.Module):
             if missing := [need for need, value in needed.items() if value is None and need not in MAY_BE_UNKNOWN]:
                 raise ValueError(f"criteria.{name}: the loss needs {missing}, which this DataLoader does not give")
             told = None if teacher_taps is None else _seen(teacher, term.teacher_looks(), teacher_taps)
-            value = cast(Tensor, term.loss(_seen(student, term.student_looks(), taps), told, batch.target, **needed))
+            seen = _seen(student, term.student_looks(), taps)
+            try:
+                value = cast(Tensor, term.loss(seen, told, batch.target, **needed))
+            except ValueError as error:
+                raise ValueError(f"criteria.{name}: {error}") from error
             if value.ndim != 0:
                 raise ValueError(f"criteria.{name}: a loss must return a scalar, got shape {tuple(value.shape)}")
             values[name] = value.detach()

@@ -22,7 +22,7 @@ class PeerEvaluations(Evaluations):
     ``agreement`` is the share of images on which two of the compared decide the same, mean over all pairs, in [0, 1].
 
     Args:
-        parts: Names of peers and branches.
+        parts: Names of peers and branches, and of ensembles of exits.
         compared: Those whose agreement is measured; fewer than two for none.
         num_classes: C.
         full: Also those figures that only the test reports.

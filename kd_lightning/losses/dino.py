@@ -56,8 +56,9 @@ class DINO(Loss):
 
     The labels are not looked at. The centre c <- m c + (1 - m) mean(t), over the samples of all ranks, keeps one output
     from winning always; the low T_t keeps the outputs from being all the same. The teacher is to be a
-    `MovingAverageTeacher`. The term's ``teacher_views`` are the global views, its ``views`` all of them, the global
-    ones first.
+    `MovingAverageTeacher`, with ``batch_statistics`` where the networks have batch normalisation: answers by averaged
+    statistics soon are the same for all images. The term's ``teacher_views`` are the global views, its ``views`` all of
+    them, the global ones first.
 
     Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, eq. 1 to 4.
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.models.anatomy import STEMS, Anatomy, HasFeatureInfo, HasStemInfo, is_symbol
+from kd_lightning.models.branched import HasBranches
 from kd_lightning.models.network import Network
 from kd_lightning.models.peer_weights import EXITS, NETWORK
+from kd_lightning.models.stopped import stopped
 from kd_lightning.models.tap_plan import several
-from kd_lightning.models.taps import at_rest, place, probe, tapped
+from kd_lightning.models.taps import place, probe, tapped
 from kd_lightning.models.token_maps import HasOutputFormat, HasPatches, prefix_tokens
-from kd_lightning.models.trace import Run
-from kd_lightning.seeds import run_seed, seeded
+from kd_lightning.seeds import MASK, seeded
 
 Recipe = Network | nn.Module | Mapping[str, Any]
 SIDE = 32  # pixels of the images by which sizes are found, where the network does not say its own
@@ -22,39 +23,11 @@ SQUEEZE = 4  # channels of the deepest features over those inside a bottleneck, 
 
 
 @runtime_checkable
-class HasExits(Protocol):
+class HasExits(HasBranches, Protocol):
     """A network whose branches are exits of its own: each has an embedding and a last map, as the whole has."""
-
-    def branch_taps(self) -> Sequence[str]:
-        """Names of the submodules that give the exits' logits."""
 
     def exit_taps(self, branch: str) -> Mapping[str, str]:
         """What symbols stand for in an exit, by the name of the submodule that gives its logits."""
-
-
-class Skipped(nn.Module):
-    """Stands where a layer was: gives back the first of its inputs."""
-
-    def forward(self, x: object, *args: object, **kwargs: object) -> object:
-        """Anything to itself."""
-        return x
-
-
-def later(runs: Sequence[Run], at: str) -> list[str]:
-    """Names of the largest submodules that run after one, and not around it.
-
-    Args:
-        runs: Of the whole network, see `traced`.
-        at: Name of a submodule that runs.
-    """
-
-    def within(name: str, other: str) -> bool:
-        return name.startswith(f"{other}.")
-
-    order = [run.name for run in runs]
-    done = order[: order.index(at) + 1]
-    rest = [name for name in order[len(done) :] if not any(within(first, name) for first in done)]
-    return [name for name in rest if not any(within(name, other) for other in rest)]
 
 
 def bottleneck(in_chs: int, out_chs: int, factor: int) -> nn.Sequential:
@@ -133,7 +106,8 @@ class MultiExitNetwork(nn.Module):
     ) -> None:
         super().__init__()
         shape = (in_chans, image_size, image_size)
-        whole = _built(network, num_classes, in_chans)
+        seed = torch.initial_seed() & MASK  # of who builds it, so that two peers of one recipe start apart
+        whole = _built(network, num_classes, in_chans, seed)
         anatomy = Anatomy(whole, shape)
         places, last = _places(anatomy, exits), _as_map(anatomy.stages()[-1])
         if only is not None and not 1 <= only <= len(places):
@@ -145,19 +119,19 @@ class MultiExitNetwork(nn.Module):
         for number, at in enumerate(places, start=1):
             if only in (None, number):
                 factor = max(1, sizes[at][2] // sizes[last][2])
-                with seeded(run_seed(), "initialisation", "exit", number):
+                with seeded(seed, "exit", number):
                     self.exits[str(number)] = Exit(sizes[at][1], width, factor, classes)
         self._describe(anatomy)
-        self.network = whole if only is None else _stopped(whole, anatomy, places[only - 1], shape)
+        self.network = whole if only is None else stopped(whole, anatomy.runs, places[only - 1], shape)
 
     def _describe(self, anatomy: Anatomy) -> None:
         """Say where stages, stem and classifier are, as `Anatomy` asks."""
         infos = _stage_infos(anatomy)
         self._classifier = f"{NETWORK}{anatomy.classifier()}"
         if self.only is not None:
-            order = [run.name for run in anatomy.runs]
-            end = order.index(place(self._places[self.only - 1]).module)
-            infos = [info for info in infos if order.index(place(info["module"]).module) <= end]
+            order = {run.name: index for index, run in enumerate(anatomy.runs)}
+            end = order[place(self._places[self.only - 1]).module]
+            infos = [info for info in infos if order[place(info["module"]).module] <= end]
             self._classifier = f"{EXITS}{self.only}.fc"
         self.feature_info = [{key: f"{NETWORK}{name}" for key, name in info.items()} for info in infos]
         if self.only is not None:
@@ -207,11 +181,11 @@ class MultiExitNetwork(nn.Module):
         return logits
 
 
-def _built(network: Recipe, num_classes: int, in_chans: int) -> nn.Module:
+def _built(network: Recipe, num_classes: int, in_chans: int, seed: int) -> nn.Module:
     if isinstance(network, nn.Module):
         return copy.deepcopy(network)
     recipe = network if isinstance(network, Network) else Network(**cast(dict[str, Any], network))
-    return recipe.build(num_classes, in_chans)
+    return recipe.build(num_classes, in_chans, seed=seed)
 
 
 def _as_map(tap: str) -> str:
@@ -250,26 +224,6 @@ def _width(anatomy: Anatomy) -> int:
     name = anatomy.classifier()
     embedding = cast(Tensor, next(run.entered for run in anatomy.runs if run.name == name))
     return embedding.shape[1 if embedding.ndim == 4 else -1]
-
-
-def _stopped(network: nn.Module, anatomy: Anatomy, at: str, shape: tuple[int, ...]) -> nn.Module:
-    """A network without the layers that run after a tap, whose answer is nothing.
-
-    Raises:
-        ValueError: if it does not run without them.
-    """
-    for name in later(anatomy.runs, place(at).module):
-        network.set_submodule(name, Skipped())
-    parameter = next(network.parameters())
-    with at_rest(network), tapped(network, [at]):
-        try:
-            network(torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype))
-        except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
-            # What a foreign forward raises on odd shapes.
-            raise ValueError(
-                f"only: {type(network).__name__} does not run without what follows {at!r}: {error}"
-            ) from error
-    return network
 
 
 def _stage_infos(anatomy: Anatomy) -> list[dict[str, str]]:

@@ -210,6 +210,7 @@ def matched(found: State, network: nn.Module, source: str) -> dict[str, Any]:
         raise ValueError(
             f"{source} has {counts[0]} classes, the network {counts[1]}: {', '.join(misshapen)} do not fit; "
             f"give weights trained on {counts[1]} classes"
+            + (", or, for a teacher, say in its classes which of its own they are" if counts[0] > counts[1] else "")
         )
     if missing or unexpected or misshapen:
         pairs = [

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from kd_lightning.datamodules.rand_augment import RandAugment
+from kd_lightning.datamodules.resized_crop import ResizedCrop
 from kd_lightning.datamodules.views import (
     PLAIN,
     View,
@@ -35,6 +36,8 @@ VIEWS = [
     View(crop_padding=1, cutout=3),
     View(crop_padding=0, flip=False, cutout=4),
 ]
+RESIZED = View(0, cutout=2, resized_crop=ResizedCrop((0.1, 1.0), size=5))
+OTHERS = [View(rand_augment=RandAugment()), RESIZED]
 
 
 def noise(channels: int, count: int = COUNT) -> Tensor:
@@ -84,7 +87,7 @@ def test_view_is_float32_and_channels_last(view: View, channels: int) -> None:
     assert result.stride() == (HEIGHT * WIDTH * channels, 1, WIDTH * channels, channels)
 
 
-@pytest.mark.parametrize("view", [*VIEWS, View(rand_augment=RandAugment())], ids=str)
+@pytest.mark.parametrize("view", [*VIEWS, *OTHERS], ids=str)
 def test_view_does_not_depend_on_the_rest_of_the_batch(view: View) -> None:
     images, key = noise(3), keys(torch.arange(COUNT))
     whole = made(view, images, key)
@@ -93,12 +96,13 @@ def test_view_does_not_depend_on_the_rest_of_the_batch(view: View) -> None:
     assert torch.equal(made(view, images[5:6], key[5:6]), whole[5:6])
 
 
-@pytest.mark.parametrize("view", [*VIEWS, View(rand_augment=RandAugment())], ids=str)
+@pytest.mark.parametrize("view", [*VIEWS, *OTHERS], ids=str)
 def test_view_of_no_images(view: View) -> None:
-    assert made(view, noise(3, 0), keys(torch.arange(0))).shape == (0, 3, HEIGHT, WIDTH)
+    size = (5, 5) if view.resized_crop else (HEIGHT, WIDTH)
+    assert made(view, noise(3, 0), keys(torch.arange(0))).shape == (0, 3, *size)
 
 
-@pytest.mark.parametrize("view", [*VIEWS, View(rand_augment=RandAugment())], ids=str)
+@pytest.mark.parametrize("view", [*VIEWS, *OTHERS], ids=str)
 def test_view_draws_from_no_generator_and_leaves_the_images_alone(view: View) -> None:
     images, state = noise(3), torch.get_rng_state()
     first = made(view, images, keys(torch.arange(COUNT)))
@@ -111,7 +115,7 @@ def test_view_draws_from_no_generator_and_leaves_the_images_alone(view: View) ->
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("view", VIEWS, ids=str)
+@pytest.mark.parametrize("view", [*VIEWS, RESIZED], ids=str)
 def test_view_is_the_same_on_a_gpu(view: View) -> None:
     images, key = noise(3), keys(torch.arange(COUNT))
     scale, shift = (part.cuda() for part in scale_and_shift(MEAN[3], STD[3]))
@@ -120,7 +124,7 @@ def test_view_is_the_same_on_a_gpu(view: View) -> None:
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"name": "peer"}, {"number": 1}], ids=str)
-@pytest.mark.parametrize("view", [View(), View(0, False, cutout=2), View(0, False, 0, RandAugment())], ids=str)
+@pytest.mark.parametrize("view", [View(), View(0, False, cutout=2), *OTHERS], ids=str)
 def test_each_part_of_the_name_gives_another_view(view: View, other: dict[str, Any]) -> None:
     index = torch.arange(COUNT)
     images = noise(3)[:1].expand(COUNT, -1, -1, -1)

@@ -484,6 +484,25 @@ def test_a_bad_argument_is_named(options: Any, message: str) -> None:
         born_again(**options)
 
 
+class Timed(Loss):
+    """Keeps the times that it is told."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"epoch", "epochs"})
+    teacher_tap = None
+    told: ClassVar[set[tuple[int, int]]] = set()
+
+    def forward(self, student: Tensor, teacher: None, target: Tensor, epoch: int, epochs: int) -> Tensor:
+        self.told.add((epoch, epochs))
+        return F.cross_entropy(student, target)
+
+
+def test_a_loss_of_generation_0_may_ask_how_long_it_is(tmp_path: Path) -> None:
+    Timed.told.clear()
+    module = born_again(first={"ce": Term(Timed())}, generations=2)
+    fit(module, tmp_path, epochs=6, limit_train_batches=1, limit_val_batches=0)
+    assert Timed.told == {(0, 3), (1, 3), (2, 3)}
+
+
 def test_a_module_cannot_be_born_again() -> None:
     with pytest.raises(ValueError, match="^student must be a Network, which each generation builds anew, got Net$"):
         BornAgainDistiller(Net(10, 1), plain(), sgd, 2)  # type: ignore[arg-type]

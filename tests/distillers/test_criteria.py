@@ -223,7 +223,9 @@ def test_what_is_no_scalar_is_an_error_that_names_the_term() -> None:
 
 
 def test_unknown_need_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"criteria\.x: the loss needs \['moon'\], known are \['epoch', 'epochs', 'index'"):
+    with pytest.raises(
+        ValueError, match=r"criteria\.x: the loss needs \['moon'\], known are \['epoch', 'epochs', 'index'"
+    ):
         Criteria({"x": Term(Strange())})
 
 

@@ -135,7 +135,7 @@ def test_every_scheme_tells_its_schedules_the_length_of_the_training(
         return original(self, epoch, epochs)
 
     monkeypatch.setattr(Ramp, "__call__", watched)
-    few = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    few = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
     if not config.startswith("online"):
         save_weights(Network("cifar_resnet8").build(10, 1), Path("teacher.safetensors"))
         few += [
@@ -143,4 +143,4 @@ def test_every_scheme_tells_its_schedules_the_length_of_the_training(
             "--model.teacher.init_args.check=false",
         ]
     fit(config, "r", *few, *options)
-    assert asked == {(0, 2), (1, 2)}
+    assert asked == {(0, 3), (1, 3), (2, 3)}

@@ -1,4 +1,4 @@
-"""Mixup and CutMix with every scheme: all see the same mixed pixels, every term is finite, and what should fall falls."""
+"""Mixup and CutMix with every scheme: all see the same mixed pixels, and what should fall falls."""
 
 import csv
 import json
@@ -139,6 +139,7 @@ class Scheme:
 ALONE = ("--trainer.devices=1", "--trainer.strategy=auto", "--model.criteria.kd.weight=1.0")
 PEERS = ("a_ce", "b_ce")
 TWO = ("default", "second")
+LOCAL = ("local1", "local2", "local3", "local4")
 GENERATIONS = ("--model.generations=2", "--model.epochs_per_generation=2", "--trainer.max_epochs=4")
 DEIT = ("--model.scheduler.init_args.warmup_epochs=0", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=20")
 KDCL = "--model.collaboration.init_args.ensemble="
@@ -149,7 +150,7 @@ SCHEMES = {
     "ensemble by label": Scheme("offline/ensemble", ["kd"], ["--model.teacher.init_args.weights=confidence"]),
     "mean teacher": Scheme("offline/mean_teacher", ["ce"]),
     "tf-kd": Scheme("offline/tf_kd", ["ce", "tf"], teacher=()),
-    "dino": Scheme("offline/dino", [], (), ("default", "global", "near", "far"), ("default", "global")),
+    "dino": Scheme("offline/dino", [], (), ("default", "global", *LOCAL), ("default", "global")),
     "assistants": Scheme("assistants/student", ["kd"]),
     "densely guided": Scheme("assistants/densely_guided", ["kd_teacher", "kd_assistant"]),
     "dml": Scheme("online/dml", PEERS, teacher=()),

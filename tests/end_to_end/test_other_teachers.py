@@ -1,5 +1,6 @@
 """Teachers beyond one frozen network, from the command line: averages, ensembles, none, and earlier epochs."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_a_resumed_centre_equals_the_uninterrupted_one_and_neighbours_are_report
 ) -> None:
     options = ["--trainer.max_epochs=2", "--checkpoints.every_steps=4"]
     whole = fit(CONFIGS / "offline/dino.yaml", "whole", *options)
-    interrupt_at(14, monkeypatch)
+    interrupt_at(22, monkeypatch)
     with pytest.raises(Interrupted):
         fit(CONFIGS / "offline/dino.yaml", "stopped", *options)
     stopped = RunFolder(Path("runs/e/stopped"))
@@ -111,6 +112,20 @@ def test_a_resumed_centre_equals_the_uninterrupted_one_and_neighbours_are_report
         assert all(torch.equal(mine[part][key], its[part][key]) for key in mine[part]), part
     assert stopped.metrics.read_text() == whole.metrics.read_text()
     assert "val/knn_top1" in whole.metrics.read_text().splitlines()[0]
+
+
+def neighbours(folder: RunFolder) -> list[float]:
+    """Top-1 of the nearest neighbours after each epoch."""
+    with folder.metrics.open() as file:
+        return [float(row["val/knn_top1"]) for row in csv.DictReader(file) if row["val/knn_top1"]]
+
+
+def test_dino_learns_what_neighbours_confirm(fit: Fit) -> None:
+    config = CONFIGS / "offline/dino.yaml"
+    (untrained,) = neighbours(fit(config, "u", "--trainer.max_epochs=1", "--model.optimizer.init_args.lr=0"))
+    learnt = neighbours(fit(config, "t", "--trainer.max_epochs=8"))
+    assert 0.8 < untrained < 0.9
+    assert learnt[-1] > untrained + 0.03
 
 
 def test_teacher_free_needs_no_teacher(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -355,6 +355,20 @@ class Adapted(Loss):
         return (epoch + 1) * soft_target(self.adapter(student), teacher, self.temperature)  # type: ignore[arg-type]
 
 
+class Timed(Loss):
+    """Says in which part of the training it is."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"epoch", "epochs"})
+    temperature: float | Tensor = 4.0
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, epoch: int, epochs: int) -> Tensor:
+        return student.sum() * 0 + epoch / epochs
+
+
+def test_the_length_of_the_training_is_handed_on() -> None:
+    assert CurriculumTemperature(Timed())(*pair(), epoch=3, epochs=12).item() == 0.25
+
+
 def test_shapes_and_the_epoch_are_handed_on() -> None:
     loss = CurriculumTemperature(Adapted())
     loss.build([(1, 4)], [(1, 6)])

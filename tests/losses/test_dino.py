@@ -1,8 +1,10 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_lightning.losses import DINO
@@ -30,6 +32,32 @@ def test_pairs_are_of_different_views() -> None:
         p = torch.softmax((teacher[which] - centre) / 0.04, 1)
         expected.append(-(p * torch.log_softmax(student[other] / 0.1, 1)).sum(1).mean())
     torch.testing.assert_close(dino(student, teacher, centre), torch.stack(expected).mean())
+
+
+def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    e = np.exp(x - x.max())
+    return np.asarray(e / e.sum(), dtype=np.float64)
+
+
+def test_three_steps_equal_the_papers_algorithm_sample_by_sample() -> None:
+    loss, centre = DINO(momentum=0.9, teacher_temperature=0.07, warmup_temperature=0.04, warmup_epochs=2), np.zeros(6)
+    for epoch, temperature in enumerate([0.04, 0.055, 0.07]):
+        student, teacher = views(5), views(2)
+        total, terms = 0.0, 0
+        for t, its in enumerate(teacher):
+            for s, mine in enumerate(student):
+                if s == t:
+                    continue
+                terms += 1
+                for row in range(4):
+                    p = softmax((its[row].double().numpy() - centre) / temperature)
+                    total -= float((p * np.log(softmax(mine[row].double().numpy() / 0.1))).sum()) / 4
+        assert terms == 8
+        assert loss(student, teacher, NONE, epoch).item() == pytest.approx(total / terms, rel=1e-4)
+        rows = [row.double().numpy() for view in teacher for row in view]
+        centre = 0.9 * centre + 0.1 * sum(rows) / len(rows)
+    assert loss.centre is not None
+    np.testing.assert_allclose(loss.centre.numpy(), centre, rtol=1e-5, atol=1e-6)
 
 
 def test_the_centre_moves_after_the_loss_and_in_training_only() -> None:

@@ -102,6 +102,20 @@ def test_it_answers_in_eval_without_gradient_and_does_not_change_by_it() -> None
     torch.testing.assert_close(teacher.state(), before)
 
 
+def test_with_batch_statistics_it_answers_as_a_student_in_training_does_but_for_dropout() -> None:
+    student = Net()
+    teacher, given = ready(student, momentum=0.5, batch_statistics=True), batch()
+    before = {key: value.clone() for key, value in teacher.state().items()}
+    asked = teacher(given).logits
+    torch.testing.assert_close(teacher.state(), before)
+    measured = teacher.unlabelled(given).logits
+    student.train().body[2].eval()
+    torch.testing.assert_close(asked, student(given.image))
+    assert not torch.allclose(asked, measured)
+    student.load_state_dict(before)
+    torch.testing.assert_close(measured, student.eval()(given.image))
+
+
 def test_a_state_comes_back() -> None:
     student = Net()
     teacher = ready(student, momentum=0.5)

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lightning.models import Network, ProjectedStudent
 from kd_lightning.models.tap_plan import plan
@@ -47,6 +47,27 @@ def test_it_is_built_from_a_recipe_for_the_data() -> None:
 def test_timm_networks_serve_too() -> None:
     network = ProjectedStudent({"name": "resnet10t"}, outputs=6, hidden=4, num_classes=5).eval()
     torch.testing.assert_close(network(torch.ones(1, 3, 32, 32)), network.backbone(torch.ones(1, 3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"name": "cifar_resnet8"},
+        {
+            "name": "vit_tiny_patch16_224",
+            "kwargs": {"img_size": 32, "patch_size": 4, "depth": 1, "dynamic_img_size": True},
+        },
+    ],
+    ids=lambda recipe: recipe["name"],
+)
+def test_it_looks_at_smaller_crops_too(recipe: dict[str, Any]) -> None:
+    network = ProjectedStudent(recipe, outputs=6, hidden=4, num_classes=5)
+    names = plan(network, ["projection", "embedding"], (3, 32, 32))
+    for side in (32, 20, 16):
+        with tapped(network, names.submodules()) as taps:
+            network(torch.randn(4, 3, side, side))
+        shapes = {name: tuple(value.shape) for name, value in names.picked(taps).items() if isinstance(value, Tensor)}
+        assert shapes == {"projection": (4, 6), "embedding": (4, network.num_features)}
 
 
 class Bare(nn.Module):
