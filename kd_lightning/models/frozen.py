@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -161,7 +162,9 @@ class FrozenTeacher(Teacher):
         """The network that answers such images; it follows a run in float64, in true half precision, in autocast."""
         network, device = self._ready(), image.device
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        key = network, image.dtype, device, lower
+        # A generation is taught by a network whose weights are replaced in place, which their versions tell.
+        written = sum(value._version for value in chain(network.parameters(), network.buffers()))
+        key = network, written, image.dtype, device, lower
         if self._quick is None or self._quick[0] != key:
             network.to(image.dtype)
             shape = self._image_shape

@@ -9,6 +9,7 @@ from scipy.stats import kstest
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
+from kd_lightning.batch import Batch
 from kd_lightning.datamodules import DigitsDataModule, Mixing
 from kd_lightning.datamodules.resized_crop import ResizedCrop, largest_box, resized_crop
 from kd_lightning.datamodules.views import View, pack, scale_and_shift, view_key
@@ -112,6 +113,7 @@ def test_a_batch_holds_views_of_several_sizes() -> None:
         "local": (64, 1, 6, 6),
     }
     shown = next(iter(data.val_dataloader()))  # the images as they are
+    assert isinstance(shown, Batch)
     assert torch.equal(shown.images["local"], shown.image)
     assert data.image_shape == (1, 8, 8)
 

@@ -60,7 +60,8 @@ def teachers(batch: Batch) -> dict[str, nn.Module]:
         optimizer = torch.optim.Adam(network.parameters(), lr=0.003)
         for _ in range(steps):
             optimizer.zero_grad()
-            F.cross_entropy(network(batch.image), batch.target).backward()
+            loss = F.cross_entropy(network(batch.image), batch.target)
+            torch.autograd.backward(loss)
             optimizer.step()
         right = network.eval()(batch.image).argmax(dim=1) == batch.target
         assert right.float().mean() > 0.8

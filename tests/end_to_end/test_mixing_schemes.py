@@ -23,7 +23,6 @@ CONFIGS = Path(__file__).parents[2] / "configs/digits"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "switch_prob": 0.5}
 MIXED = tuple(f"--data.mixing.{name}={value}" for name, value in MIXING.items())
-IMAGE = (1, 8, 8)
 TEACHERS = ("supervised/teacher", "supervised/wide_teacher", "assistants/assistant")
 Fit = Callable[..., RunFolder]
 
@@ -48,7 +47,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     original = Strategy.training_step
 
     def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and tuple(inputs[0].shape[1:]) == IMAGE:
+        shapes = {view.shape for view in found[-1].batch.images.values()}  # a teacher may be tried on noise before
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].shape in shapes:
             found[-1].seen[torch.is_grad_enabled()].append(inputs[0].detach().clone())
 
     def training_step(strategy: Strategy, *arguments: Any) -> Any:
@@ -81,7 +81,8 @@ def known(path: Path, runs: Mapping[str, str]) -> list[str]:
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Runs of teachers that know a little, by the recipe."""
-    folder, found = tmp_path_factory.mktemp("teachers"), {}
+    folder = tmp_path_factory.mktemp("teachers")
+    found: dict[str, str] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in TEACHERS:
@@ -158,6 +159,7 @@ SCHEMES = {
     "kdcl min-logit": Scheme("online/kdcl", PEERS, [f"{KDCL}min_logit"], TWO, ()),
     "kdcl linear": Scheme("online/kdcl", PEERS, [f"{KDCL}linear"], TWO, ()),
     "codistillation": Scheme("online/codistillation", PEERS, ALONE),
+    "own teacher": Scheme("online/be_your_own_teacher", ["net_ce", "net_1_ce", "net_2_ce"], teacher=()),
     "one": Scheme("online/one", ["one_ce", "one_1_ce", "one_2_ce", "one_3_ce"], teacher=()),
     "ban": Scheme("born_again/ban", ["ce", "kd"], GENERATIONS),
     "cwtm": Scheme("born_again/cwtm", ["ce", "cwtm"], GENERATIONS),

@@ -394,3 +394,14 @@ def test_a_teacher_that_is_no_network_has_neither_classifier_nor_norms() -> None
 def test_before_its_setup_it_has_no_classifier() -> None:
     with pytest.raises(RuntimeError, match="setup must be called"):
         FrozenTeacher(net()).classifier()
+
+
+def test_weights_that_are_replaced_in_place_are_heard() -> None:
+    first, second = net(), Network(f"{MODULE}.Net").build(5, seed=5)
+    teacher, given = ready(first), batch()
+    before = teacher(given).logits
+    first.load_state_dict(second.state_dict())
+    after = teacher(given).logits
+    with torch.no_grad():
+        torch.testing.assert_close(after, second.eval()(given.image))
+    assert not torch.allclose(before, after)

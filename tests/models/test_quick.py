@@ -1,0 +1,125 @@
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.batch import Batch
+from kd_lightning.models import FrozenTeacher, Network, Views
+from kd_lightning.models.quick import cast_once, foldable, folded
+
+SHAPE = (3, 32, 32)
+
+
+def lived_in(network: nn.Module) -> nn.Module:
+    """With statistics and scales that a training would have left."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, 0, 0.3, generator=generator)
+    return network.requires_grad_(False).eval()
+
+
+def norms(network: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.norm(self.conv(x)).mean((2, 3)))
+        return out
+
+
+class Twice(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        heard = self.conv(x)
+        out: Tensor = self.fc((self.norm(heard).relu() + heard).mean((2, 3)))
+        return out
+
+
+class Asked(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.norm.weight[0]
+
+
+def test_by_hand() -> None:
+    network = lived_in(Net())
+    assert isinstance(network, Net)
+    made = folded(network, SHAPE)
+    assert isinstance(made, Net)
+    scale = network.norm.weight / (network.norm.running_var + network.norm.eps).sqrt()
+    torch.testing.assert_close(made.conv.weight, network.conv.weight * scale[:, None, None, None])
+    torch.testing.assert_close(made.conv.bias, network.norm.bias - network.norm.running_mean * scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("cifar_resnet20", 0),
+        ("cifar_vgg8", 0),
+        ("cifar_shufflenetv2", 0),
+        ("cifar_wrn_16_2", 7),  # before the convolutions, but for the second one of each block
+        ("resnet18", 0),
+        ("efficientnet_b0", 0),  # normalisation and activation in one module
+        ("deit_tiny_patch16_224", 0),
+    ],
+)
+def test_the_logits_are_equal_but_for_rounding(name: str, left: int) -> None:
+    options = {"img_size": 32, "patch_size": 8, "depth": 2} if "deit" in name else {}
+    network = lived_in(timm.create_model(name, num_classes=7, **options))
+    made = folded(network, SHAPE)
+    assert norms(made) == left
+    image = torch.randn(4, *SHAPE)
+    before, after = network(image), made(image)
+    assert (before - after).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_the_network_stays_as_it_is() -> None:
+    network = lived_in(timm.create_model("cifar_resnet8", num_classes=7))
+    before = copy.deepcopy(network.state_dict())
+    folded(network, SHAPE)
+    assert norms(network) > 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("network", [Twice(), Asked(), nn.Sequential(nn.Flatten(), nn.Linear(3072, 5))])
+def test_what_cannot_be_folded_is_left_alone(network: nn.Module) -> None:
+    assert folded(lived_in(network), SHAPE) is network
+
+
+def test_a_tap_between_the_two_keeps_them_apart() -> None:
+    network = lived_in(Net())
+    assert foldable(network, SHAPE) == [("conv", "norm")]
+    assert foldable(network, SHAPE, ["conv"]) == []
+    assert foldable(network, SHAPE, ["norm:in"]) == []
+    assert foldable(network, SHAPE, ["norm", "conv:in"]) == [("conv", "norm")]
+
+
+def test_casting_once_is_what_autocast_does() -> None:
+    network = lived_in(timm.create_model("cifar_resnet8", num_classes=7))
+    quick, image = copy.deepcopy(network), torch.randn(4, *SHAPE)
+    cast_once(quick, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quick(image), network(image))
+
+
+def test_a_teacher_taps_the_same_with_and_without() -> None:
+    views = Views(SHAPE)
+    answers = []
+    for fold in (True, False):
+        teacher = FrozenTeacher(lived_in(Network("cifar_resnet20").build(7, seed=1)), fold=fold, check=False)
+        teacher.setup(7, views, ["stages", "embedding"])
+        images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+        answers.append(teacher(Batch({"default": images}, torch.zeros(4).long())))
+    torch.testing.assert_close(answers[0].logits, answers[1].logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(answers[0].taps, answers[1].taps, rtol=1e-4, atol=1e-4)
