@@ -3,7 +3,6 @@
 from typing import Any, Literal, cast
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
 
 from kd_lightning.batch import Batch, as_batch
 from kd_lightning.distillers.base import Distiller
@@ -94,9 +93,6 @@ class OfflineDistiller(Distiller):
         """Bring the teacher to the student's device, and tell the losses what they need to know."""
         self.on_test_start()
         super().on_fit_start()
-        if self.teacher is not None:
-            for notice in self.teacher.notices():
-                rank_zero_info(notice)
 
     def on_test_start(self) -> None:
         """Bring the teacher to the student's device."""
@@ -122,12 +118,6 @@ class OfflineDistiller(Distiller):
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
             self.teacher.advance(self._student(), self.global_step, self._steps)
-
-    def on_train_epoch_end(self) -> None:
-        """Log the rest of the epoch, and let the teacher keep what is to be kept."""
-        super().on_train_epoch_end()
-        if self.teacher is not None:
-            self.teacher.flush()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained of the teacher, if anything is."""

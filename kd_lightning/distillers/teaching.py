@@ -73,7 +73,7 @@ def known_of(teacher: Teacher, need: str, term: Term) -> object:
 def examine_first(
     teacher: Teacher, trainer: pl.Trainer, num_classes: int, over_ranks: Callable[[Tensor], Tensor]
 ) -> None:
-    """Show the top-1 of the teacher, or of each member of it, and stop if one knows nothing.
+    """Show what is to be known of the teacher and the top-1 of it or of each member, and stop if one knows nothing.
 
     Args:
         teacher: On the student's device.
@@ -84,6 +84,8 @@ def examine_first(
     Raises:
         ValueError: if it is near chance, or not what it is expected to be.
     """
+    for notice in teacher.notices():
+        rank_zero_info(notice)
     results = {}
     for name, member in teacher.members().items():
         if member.check is False:

@@ -176,11 +176,6 @@ class EnsembleTeacher(Teacher):
         """Those of each."""
         return [notice for teacher in self.teachers.values() for notice in teacher.notices()]
 
-    def flush(self) -> None:
-        """Tell each that an epoch has ended."""
-        for teacher in self.teachers.values():
-            teacher.flush()
-
     def identity(self) -> dict[str, str]:
         """The facts of each, and how they are combined."""
         facts = {"mean": self.mean, "weights": self.by_label or str(self.weights.flatten().tolist())}

@@ -84,7 +84,7 @@ class StoredOutputs(Teacher):
         self.store: OutputStore | None = None
         self._device = torch.device("cpu")
         self._near: Tensor | None = None
-        self._built = False
+        self._built, self._answered = False, 0
 
     def identity(self) -> dict[str, str]:
         """The teacher's."""
@@ -187,10 +187,12 @@ class StoredOutputs(Teacher):
             lines.append(f"the teacher answers every batch, for its taps {', '.join(self._tapped)} are not stored")
         return lines
 
-    def flush(self) -> None:
-        """Bring what is new to the disk."""
-        if self.store is not None and self._near is None:
-            self.store.flush()
+    def _count(self, rows: int) -> None:
+        """Once in as many answers as there are samples, bring what is new to the disk, and see whether all is there."""
+        self._answered += rows
+        if self._answered >= self._samples:
+            self._answered = 0
+            self._stored().flush()
             self._keep_near()
 
     def _keep_near(self) -> None:
@@ -235,6 +237,7 @@ class StoredOutputs(Teacher):
             fresh = self.codec.encode(logits.float().cpu())
             content[missing] = fresh
             store.write(host[~there], fresh.numpy())
+        self._count(len(host))
         return Outputs(self.codec.decode(content.to(rows.device)), taps)
 
     def _rows(self, batch: Batch, view: str) -> Tensor:

@@ -128,10 +128,6 @@ class Teacher(ABC):
         """What a user should know before the training."""
         return []
 
-    def flush(self) -> None:
-        """Told at the end of every epoch: what is to be kept goes to the disk."""
-        return
-
     def unlabelled(self, batch: Batch, view: str = "default") -> Outputs:
         """The answer that is measured, which never looks at the labels."""
         return self(batch, view)
