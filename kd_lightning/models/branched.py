@@ -12,7 +12,7 @@ from kd_lightning.models.peer_weights import BRANCHES, plain_weights
 from kd_lightning.models.taps import at_rest
 from kd_lightning.models.token_maps import to_map
 from kd_lightning.models.trace import traced
-from kd_lightning.seeds import hashed, run_seed, seeded
+from kd_lightning.seeds import MASK, hashed, run_seed, seeded
 
 Recipe = Network | nn.Module | Mapping[str, Any]
 SIDE = 32  # pixels of the noise by which a cut is tried, where the network does not say its own
@@ -112,7 +112,7 @@ class BranchedNetwork(nn.Module):
             raise ValueError(f"branches must be >= 2, got {branches}")
         if only is not None and not 1 <= only <= branches:
             raise ValueError(f"only must be in 1 … {branches}, got {only}")
-        self.only = only
+        self.only, own = only, torch.initial_seed() & MASK
         shape = (in_chans, image_size, image_size)
         whole = _built(network, branches, num_classes, in_chans)
         before, after = cut(whole[0], at, shape)
@@ -120,7 +120,7 @@ class BranchedNetwork(nn.Module):
         self.branches = nn.ModuleList(replaced(each, before) for each in whole)
         noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         channels = self._checked(whole[0], noise, at)
-        with seeded(run_seed(), "initialisation", "gate"):
+        with seeded(own, "initialisation", "gate"):
             self.gate = gate(channels, branches)
 
     def _checked(self, network: nn.Module, noise: Tensor, at: str) -> int:
@@ -169,6 +169,8 @@ def _built(network: Recipe, branches: int, num_classes: int, in_chans: int) -> l
     if isinstance(network, nn.Module):
         return [copy.deepcopy(network) for _ in range(branches)]
     recipe = network if isinstance(network, Network) else Network(**cast(dict[str, Any], network))
-    # The first starts as the plain network does.
-    seeds = [None, *(int(hashed(run_seed(), "branch", index)) for index in range(1, branches))]
+    # Of who builds it, so that two peers of one recipe start apart; a student's first starts as the plain network does.
+    own = torch.initial_seed() & MASK
+    first = None if own == int(hashed(run_seed(), "initialisation", "student")) else own
+    seeds = [first, *(int(hashed(own, "branch", index)) for index in range(1, branches))]
     return [recipe.build(num_classes, in_chans, seed=seed) for seed in seeds]

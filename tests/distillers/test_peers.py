@@ -113,3 +113,15 @@ def test_an_average_holds_all_peers() -> None:
 
     average = StudentEMA(0.5)._build(Module())  # type: ignore[arg-type]
     assert average.module.state_dict().keys() == Module.student.state_dict().keys()
+
+
+def test_branched_peers_of_one_recipe_start_apart() -> None:
+    kwargs = {"network": {"name": "cifar_resnet8"}, "at": "stages.2", "branches": 2}
+    recipe = Network("kd_lightning.models.BranchedNetwork", kwargs=kwargs)
+    views = Views((3, 32, 32))
+    a, b = (build_peer(name, Peer(recipe), 5, views) for name in "ab")
+    again = build_peer("a", Peer(recipe), 5, views)
+    for (name, one), other, same in zip(a.named_parameters(), b.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, same)
+        if one.ndim > 1:
+            assert not torch.equal(one, other), name
