@@ -58,14 +58,12 @@ def summed(lines: Tensor, place: Tensor, share: Tensor) -> Tensor:
 
     One kernel for each product and each sum, in a fixed order, so that all devices and batches give the same bits.
     """
-    count, extent, numbers = lines.shape
-    flat, offset = lines.flatten(0, 1), torch.arange(count, device=lines.device)[:, None] * extent
-    total = lines.new_zeros(count * place.shape[1], numbers)
-    picked = torch.empty_like(total)  # one piece of memory for all taps
+    flat, offset = lines.flatten(0, 1), torch.arange(len(lines), device=lines.device)[:, None] * lines.shape[1]
+    total = lines.new_zeros(*place.shape[:2], lines.shape[2])
     for tap in range(place.shape[2]):
-        torch.index_select(flat, 0, (place[..., tap] + offset).flatten(), out=picked)
-        total += picked.mul_(share[..., tap].reshape(-1, 1))
-    return total.view(count, -1, numbers)
+        rows = flat.index_select(0, (place[..., tap] + offset).flatten())
+        total += rows.view_as(total).mul_(share[..., tap, None])
+    return total
 
 
 def resized_crop(images: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,6 +19,9 @@ RUNNING = {
     "lr_lambdas",
     "base_lrs",
 }
+# Of a parameter group: what it holds, where its schedule stands, and how the same numbers are computed.
+NOT_SETTINGS = {"params", "lr", "initial_lr", "param_names", "fused", "foreach"}
+FUSED = {"cpu", "cuda"}
 PARTS = "_schedulers"  # of a SequentialLR or ChainedScheduler
 
 
@@ -53,6 +56,23 @@ def parameter_groups(module: nn.Module, decayed: Decayed) -> list[dict[str, Any]
     ]
 
 
+def fuse(optimizer: Optimizer) -> None:
+    """Let one of torch's optimizers update all parameters in one kernel, where it has such a form.
+
+    Left as it is: one whose ``fused`` or ``foreach`` was stated, and one of parameters that no such kernel knows.
+
+    Args:
+        optimizer: Fresh.
+    """
+    groups = optimizer.param_groups
+    if not all("fused" in group and group["fused"] is None and group.get("foreach") is None for group in groups):
+        return
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if all(parameter.is_floating_point() and parameter.device.type in FUSED for parameter in parameters):
+        for group in groups:
+            group["fused"] = True
+
+
 def _undecayed(module: nn.Module) -> set[str]:
     """Names of the parameters that the networks inside a module list themselves."""
     networks = [(name, network) for name, network in module.named_modules() if isinstance(network, ListsUndecayed)]
@@ -66,7 +86,7 @@ def _set(schedule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {key: value for key, value in group.items() if key not in {"params", "lr", "initial_lr", "param_names"}}
+    settings = {key: value for key, value in group.items() if key not in NOT_SETTINGS}
     return settings | {"lr": group.get("initial_lr", group.get("lr"))}
 
 

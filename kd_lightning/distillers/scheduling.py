@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from kd_lightning.distillers.learning_rate import StretchedToTraining
-from kd_lightning.distillers.optimizing import check_unchanged
+from kd_lightning.distillers.optimizing import check_unchanged, fuse
 
 
 def epochs_in(trainer: pl.Trainer) -> int | None:
@@ -52,6 +52,7 @@ def scheduled(
     Raises:
         ValueError: if the checkpoint was made with other settings.
     """
+    fuse(optimizer)
     scheduler = make_scheduler(optimizer) if make_scheduler is not None else None
     if isinstance(scheduler, StretchedToTraining):
         scheduler.stretch(length())

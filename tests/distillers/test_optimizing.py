@@ -1,4 +1,5 @@
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, SequentialLR, StepLR
 
 from kd_lightning.distillers import ShareCosineLR, ShareMultiStepLR
-from kd_lightning.distillers.optimizing import check_unchanged, parameter_groups
+from kd_lightning.distillers.optimizing import check_unchanged, fuse, parameter_groups
 
 
 class Net(nn.Module):
@@ -154,3 +155,47 @@ def test_other_groups_are_an_error() -> None:
 
 def test_a_checkpoint_of_weights_alone_has_nothing_to_compare() -> None:
     check_unchanged(made()[0], None, [], [])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+        lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.5, 0.9)),
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2),
+    ],
+)
+def test_the_fused_form_takes_the_same_steps(made: Callable[[Any], torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    plain, other = (nn.Linear(5, 3).double() for _ in range(2))
+    other.load_state_dict(plain.state_dict())
+    optimizers = [
+        made([{"params": [net.weight], "peer": "a"}, {"params": [net.bias], "weight_decay": 0.0}])
+        for net in (plain, other)
+    ]
+    fuse(optimizers[1])
+    for before, after in zip(optimizers[0].param_groups, optimizers[1].param_groups, strict=True):
+        different = {key for key in before if key != "params" and before[key] != after[key]}
+        assert different == {"fused"}
+    for _ in range(3):
+        for net, optimizer in zip((plain, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            net(torch.ones(2, 5, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(list(other.parameters()), list(plain.parameters()))
+
+
+@pytest.mark.parametrize("stated", [{"fused": False}, {"foreach": True}])
+def test_what_is_stated_stays_unfused(stated: dict[str, bool]) -> None:
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1, **stated)  # type: ignore[arg-type]
+    fuse(optimizer)
+    assert optimizer.param_groups[0]["fused"] is stated.get("fused")
+
+
+def test_what_has_no_fused_form_stays_as_it_is() -> None:
+    whole = torch.optim.LBFGS(nn.Linear(2, 2).parameters())
+    fuse(whole)
+    assert "fused" not in whole.param_groups[0]
+    elsewhere = torch.optim.SGD([nn.Parameter(torch.zeros(2, device="meta"))], lr=0.1)
+    fuse(elsewhere)
+    assert elsewhere.param_groups[0]["fused"] is None
