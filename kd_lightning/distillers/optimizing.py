@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from timm.optim._param_groups import param_groups_weight_decay
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 Decayed = Literal["all", "matrices"]
@@ -21,7 +21,7 @@ RUNNING = {
 }
 # Of a parameter group: what it holds, where its schedule stands, and how the same numbers are computed.
 NOT_SETTINGS = {"params", "lr", "initial_lr", "param_names", "fused", "foreach"}
-FUSED = {"cpu", "cuda"}
+QUICK = {"cpu", "cuda"}
 PARTS = "_schedulers"  # of a SequentialLR or ChainedScheduler
 
 
@@ -56,10 +56,12 @@ def parameter_groups(module: nn.Module, decayed: Decayed) -> list[dict[str, Any]
     ]
 
 
-def fuse(optimizer: Optimizer) -> None:
-    """Let one of torch's optimizers update all parameters in one kernel, where it has such a form.
+def quicken(optimizer: Optimizer) -> None:
+    """Let one of torch's optimizers update all parameters at once: in one kernel, or by lists of them for SGD.
 
-    Left as it is: one whose ``fused`` or ``foreach`` was stated, and one of parameters that no such kernel knows.
+    SGD's one kernel fails where a parameter gets its first gradient later than another, as with a term that starts
+    late. Left as it is: an optimizer whose ``fused`` or ``foreach`` was stated, one that has no such form, and one of
+    parameters that it does not know.
 
     Args:
         optimizer: Fresh.
@@ -68,9 +70,9 @@ def fuse(optimizer: Optimizer) -> None:
     if not all("fused" in group and group["fused"] is None and group.get("foreach") is None for group in groups):
         return
     parameters = [parameter for group in groups for parameter in group["params"]]
-    if all(parameter.is_floating_point() and parameter.device.type in FUSED for parameter in parameters):
+    if all(parameter.is_floating_point() and parameter.device.type in QUICK for parameter in parameters):
         for group in groups:
-            group["fused"] = True
+            group["foreach" if isinstance(optimizer, SGD) else "fused"] = True
 
 
 def _undecayed(module: nn.Module) -> set[str]:

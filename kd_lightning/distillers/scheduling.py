@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from kd_lightning.distillers.learning_rate import StretchedToTraining
-from kd_lightning.distillers.optimizing import check_unchanged, fuse
+from kd_lightning.distillers.optimizing import check_unchanged, quicken
 
 
 def epochs_in(trainer: pl.Trainer) -> int | None:
@@ -52,17 +52,34 @@ def scheduled(
     Raises:
         ValueError: if the checkpoint was made with other settings.
     """
-    fuse(optimizer)
+    quicken(optimizer)
     scheduler = make_scheduler(optimizer) if make_scheduler is not None else None
     if isinstance(scheduler, StretchedToTraining):
         scheduler.stretch(length())
     if restored is not None:
-        plain = None if isinstance(scheduler, ReduceLROnPlateau) else scheduler
-        schedules = [] if isinstance(scheduler, ReduceLROnPlateau) else restored["lr_schedulers"]
-        check_unchanged(optimizer, plain, restored["optimizer_states"], schedules)
+        _compare(optimizer, scheduler, restored)
     if scheduler is None:
         return optimizer
     schedule: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
     if isinstance(scheduler, ReduceLROnPlateau):
         schedule["monitor"] = scheduler.monitor
     return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": schedule})
+
+
+def check_restored(trainer: pl.Trainer, restored: dict[str, Any]) -> None:
+    """Where the optimizer is made before a checkpoint is read, compare it with the checkpoint's, and the schedule.
+
+    Raises:
+        ValueError: if the checkpoint was made with other settings.
+    """
+    if not trainer.strategy.restore_checkpoint_after_setup:
+        return
+    configs = trainer.strategy.lr_scheduler_configs
+    for optimizer in trainer.strategy.optimizers:
+        _compare(optimizer, configs[0].scheduler if configs else None, restored)
+
+
+def _compare(optimizer: Optimizer, scheduler: object, restored: dict[str, Any]) -> None:
+    plateau = isinstance(scheduler, ReduceLROnPlateau)
+    schedules = [] if plateau else restored["lr_schedulers"]
+    check_unchanged(optimizer, None if plateau else cast(Any, scheduler), restored["optimizer_states"], schedules)

@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, SequentialLR, StepLR
 
 from kd_lightning.distillers import ShareCosineLR, ShareMultiStepLR
-from kd_lightning.distillers.optimizing import check_unchanged, fuse, parameter_groups
+from kd_lightning.distillers.optimizing import check_unchanged, parameter_groups, quicken
 
 
 class Net(nn.Module):
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_weights_alone_has_nothing_to_compare() -> None:
         lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2),
     ],
 )
-def test_the_fused_form_takes_the_same_steps(made: Callable[[Any], torch.optim.Optimizer]) -> None:
+def test_the_quick_form_takes_the_same_steps(made: Callable[[Any], torch.optim.Optimizer]) -> None:
     torch.manual_seed(0)
     plain, other = (nn.Linear(5, 3).double() for _ in range(2))
     other.load_state_dict(plain.state_dict())
@@ -173,10 +173,10 @@ def test_the_fused_form_takes_the_same_steps(made: Callable[[Any], torch.optim.O
         made([{"params": [net.weight], "peer": "a"}, {"params": [net.bias], "weight_decay": 0.0}])
         for net in (plain, other)
     ]
-    fuse(optimizers[1])
+    quicken(optimizers[1])
     for before, after in zip(optimizers[0].param_groups, optimizers[1].param_groups, strict=True):
         different = {key for key in before if key != "params" and before[key] != after[key]}
-        assert different == {"fused"}
+        assert different == ({"foreach"} if isinstance(optimizers[0], SGD) else {"fused"})
     for _ in range(3):
         for net, optimizer in zip((plain, other), optimizers, strict=True):
             optimizer.zero_grad()
@@ -186,16 +186,30 @@ def test_the_fused_form_takes_the_same_steps(made: Callable[[Any], torch.optim.O
 
 
 @pytest.mark.parametrize("stated", [{"fused": False}, {"foreach": True}])
-def test_what_is_stated_stays_unfused(stated: dict[str, bool]) -> None:
+def test_what_is_stated_stays(stated: dict[str, bool]) -> None:
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1, **stated)  # type: ignore[arg-type]
-    fuse(optimizer)
-    assert optimizer.param_groups[0]["fused"] is stated.get("fused")
+    quicken(optimizer)
+    group = optimizer.param_groups[0]
+    assert {key: group[key] for key in ("fused", "foreach")} == {"fused": None, "foreach": None} | stated
 
 
-def test_what_has_no_fused_form_stays_as_it_is() -> None:
+def test_what_has_no_quick_form_stays_as_it_is() -> None:
     whole = torch.optim.LBFGS(nn.Linear(2, 2).parameters())
-    fuse(whole)
+    quicken(whole)
     assert "fused" not in whole.param_groups[0]
     elsewhere = torch.optim.SGD([nn.Parameter(torch.zeros(2, device="meta"))], lr=0.1)
-    fuse(elsewhere)
-    assert elsewhere.param_groups[0]["fused"] is None
+    quicken(elsewhere)
+    assert elsewhere.param_groups[0]["foreach"] is None
+
+
+@pytest.mark.parametrize("made", [SGD, AdamW])
+def test_a_parameter_may_get_its_first_gradient_later(made: type[Optimizer]) -> None:
+    first, later = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    options = {"momentum": 0.9} if made is SGD else {}
+    optimizer = made([first, later], lr=0.1, **options)  # type: ignore[call-arg]
+    quicken(optimizer)
+    for reached in ([first], [first, later]):
+        for parameter in reached:
+            parameter.grad = torch.ones(2)
+        optimizer.step()
+    assert bool((later < 0).all())
