@@ -2,6 +2,7 @@
 
 from kd_lightning.callbacks.checkpoint_io import SafeCheckpointIO
 from kd_lightning.callbacks.checkpoints import Checkpoints
+from kd_lightning.callbacks.compile_student import CompileStudent
 from kd_lightning.callbacks.ema import StudentEMA
 from kd_lightning.callbacks.metrics_file import MetricsFile
 from kd_lightning.callbacks.predictions import Predictions
@@ -10,6 +11,7 @@ from kd_lightning.callbacks.record import RunRecord
 
 __all__ = [
     "Checkpoints",
+    "CompileStudent",
     "MetricsFile",
     "Predictions",
     "Preempted",
