@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
-from kd_lightning.seeds import MASK, below, hashed, lowbias32, run_seed, seeded, uniform
+from kd_lightning.seeds import MASK, below, hashed, hashed_int, lowbias32, run_seed, seeded, uniform
 
 ROWS = torch.arange(50_000)
 UNLIKELY = 1e-4  # no draw is repeated, so a test either always holds or never does
@@ -51,7 +51,7 @@ def test_lowbias32_is_a_bijection_where_looked_at() -> None:
 
 @given(st.lists(st.one_of(st.integers(-(2**40), 2**40), st.text(max_size=5)), min_size=1, max_size=5))
 def test_hash_in_unbounded_integers(names: list[int | str]) -> None:
-    assert int(hashed(*names)) == hashed_of_ints(*names)
+    assert int(hashed(*names)) == hashed_int(*names) == hashed_of_ints(*names)
 
 
 def test_hash_of_tensors_is_that_of_their_elements() -> None:

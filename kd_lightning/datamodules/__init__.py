@@ -7,6 +7,7 @@ from kd_lightning.datamodules.image_folder import ImageFolderDataModule
 from kd_lightning.datamodules.imagenet import ImageNetDataModule
 from kd_lightning.datamodules.mixing import Mixing
 from kd_lightning.datamodules.no_training_images import NoTrainingImages
+from kd_lightning.datamodules.shards import ShardsDataModule
 from kd_lightning.datamodules.transfer import TransferSet
 from kd_lightning.datamodules.views import View
 
@@ -19,6 +20,7 @@ __all__ = [
     "ImageNetDataModule",
     "Mixing",
     "NoTrainingImages",
+    "ShardsDataModule",
     "TransferSet",
     "View",
 ]

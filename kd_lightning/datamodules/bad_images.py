@@ -1,4 +1,4 @@
-"""Which image files cannot be decoded: found out once, remembered beside the data."""
+"""Which images cannot be decoded: found out once, remembered beside the data."""
 
 import hashlib
 import json
@@ -10,52 +10,49 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-import PIL
-
-from kd_lightning.datamodules.image_files import BadImageError, ImageFiles, decode
+from kd_lightning.datamodules.decoding import VERSIONS, decode
+from kd_lightning.datamodules.encoded import BadImageError, EncodedImages
 
 CHUNK = 64  # files per task of a thread
 OnBadImage = Literal["error", "skip"]
 log = logging.getLogger(__name__)
 
 
-def fingerprint(files: ImageFiles, times: bool = True) -> str:
-    """Hash of the names, sizes and (if asked) times of the files, and of the version of the decoder."""
-    digest = hashlib.sha256(f"Pillow {PIL.__version__}".encode())
-    for row in range(len(files)):
-        status = files.path(row).stat()
-        time = status.st_mtime_ns if times else 0
-        digest.update(b"%b\0%d %d\n" % (files.names[row], status.st_size, time))
+def fingerprint(images: EncodedImages, times: bool = True) -> str:
+    """Hash of the names, sizes and (if asked) times of the images, and of the versions of what decodes them."""
+    digest = hashlib.sha256(VERSIONS.encode())
+    for stamp in images.stamps(times):
+        digest.update(stamp)
     return digest.hexdigest()
 
 
-def scan(files: ImageFiles, threads: int) -> dict[int, str]:
-    """Row and fault of each file that cannot be decoded, ascending; every file is decoded in full.
+def scan(images: EncodedImages, threads: int) -> dict[int, str]:
+    """Row and fault of each image that cannot be decoded, ascending; every image is decoded in full.
 
     Raises:
-        OSError: if a file cannot be read: that is the disk's fault, not the image's.
+        OSError: if an image cannot be read: that is the disk's fault, not the image's.
     """
 
     def faults(start: int) -> list[tuple[int, str]]:
         found = []
-        for row in range(start, min(start + CHUNK, len(files))):
+        for row in range(start, min(start + CHUNK, len(images))):
             try:
-                decode(files.path(row))
+                decode(images.read(row))
             except BadImageError as error:
                 found.append((row, str(error)))
         return found
 
     with ThreadPoolExecutor(threads) as pool:
-        return dict(fault for part in pool.map(faults, range(0, len(files), CHUNK)) for fault in part)
+        return dict(fault for part in pool.map(faults, range(0, len(images), CHUNK)) for fault in part)
 
 
-def cache_path(files: ImageFiles) -> Path:
-    """Where the verdict on a folder is kept: beside it, hidden."""
-    return files.folder.parent / f".{files.folder.name}.bad_images.json"
+def cache_path(images: EncodedImages) -> Path:
+    """Where the verdict on images is kept: beside their place, hidden."""
+    return images.place.parent / f".{images.place.name}.bad_images.json"
 
 
 def remembered(path: Path, key: str) -> dict[int, str] | None:
-    """The verdict in a file, if it is on files with this fingerprint."""
+    """The verdict in a file, if it is on images with this fingerprint."""
     try:
         stored = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -72,17 +69,17 @@ def remember(path: Path, key: str, bad: dict[int, str]) -> None:
     os.replace(part.name, path)
 
 
-def bad_images(files: ImageFiles) -> dict[int, str]:
-    """Row and fault of each file that cannot be decoded; one warning for each.
+def bad_images(images: EncodedImages) -> dict[int, str]:
+    """Row and fault of each image that cannot be decoded; one warning for each.
 
-    The verdict is kept in a small file beside the folder, if that can be written, and holds as long as names, sizes and
+    The verdict is kept in a small file beside the images, if that can be written, and holds as long as names, sizes and
     times of all files do. Else all are decoded again, in threads.
     """
-    path, key = cache_path(files), fingerprint(files)
+    path, key = cache_path(images), fingerprint(images)
     bad = remembered(path, key)
     if bad is None:
-        log.info("Decoding %d images of %s once, to leave out the bad ones.", len(files), files.folder)
-        bad = scan(files, os.cpu_count() or 1)
+        log.info("Decoding %d images of %s once, to leave out the bad ones.", len(images), images.folder)
+        bad = scan(images, os.cpu_count() or 1)
         if os.access(path.parent, os.W_OK):
             remember(path, key, bad)
         else:

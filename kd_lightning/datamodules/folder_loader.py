@@ -1,4 +1,4 @@
-"""The loader of image files: decoded and augmented in worker processes, finished on the device."""
+"""The loader of encoded images: decoded and augmented in worker processes, finished on the device."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from kd_lightning.batch import Batch
-from kd_lightning.datamodules.image_files import BadImageError, ImageFiles, decode
+from kd_lightning.datamodules.encoded import BadImageError, Encoded, EncodedImages
 from kd_lightning.datamodules.loader import Loader
 from kd_lightning.datamodules.mixing import Mixing, mix, mix_targets
 from kd_lightning.datamodules.named_transform import NamedErasing, NamedTransform
@@ -22,7 +22,7 @@ Name = tuple[int, int]  # row and view number
 
 
 class Sample(NamedTuple):
-    """One view as a worker makes it: an image, uint8 ``[S, S, 3]``, or what is wrong with its file."""
+    """One view as a worker makes it: an image, uint8 ``[S, S, 3]``, or why there is none."""
 
     name: Name
     image: Tensor | None
@@ -47,18 +47,18 @@ def collate(samples: list[Sample], size: int) -> RawBatch:
 
 
 class Samples(Dataset[Sample]):
-    """The views of the files, by name."""
+    """The views of the images, by name."""
 
-    def __init__(self, files: ImageFiles, transform: NamedTransform) -> None:
-        self.files, self.transform = files, transform
+    def __init__(self, images: EncodedImages, transform: NamedTransform[Encoded]) -> None:
+        self.images, self.transform = images, transform
 
     def __getitem__(self, name: Name) -> Sample:
         """The view that (row, number) names; a fault is returned, as an exception loses its form between processes."""
         try:
-            image = decode(self.files.path(name[0]))
+            view = self.transform(self.images.read(name[0]), *name)
         except (BadImageError, OSError) as fault:
             return Sample(name, None, fault)
-        return Sample(name, self.transform(image, *name).permute(1, 2, 0), None)
+        return Sample(name, view.permute(1, 2, 0), None)
 
 
 class PlannedNames(Sampler[list[Name]]):
@@ -76,7 +76,7 @@ class PlannedNames(Sampler[list[Name]]):
 
 
 class FolderLoader(Loader):
-    """Batches of image files.
+    """Batches of encoded images.
 
     Workers decode and augment to uint8; this process moves to the device, normalises, erases and mixes. Erasing comes
     after normalising and mixing last, as in timm. Up to there a sample's pixels are a function of its name (see
@@ -88,8 +88,8 @@ class FolderLoader(Loader):
     Args:
         plan: Which samples come in which batch.
         device: Where the batches are wanted; images are pinned on the way to a CUDA device.
-        files: What the rows of the plan are rows of.
-        transform: Makes a view, uint8 ``[3, S, S]``, of an image.
+        images: What the rows of the plan are rows of.
+        transform: Makes a view, uint8 ``[3, S, S]``, of an encoded image.
         size: S, in pixels.
         mean: Of each channel, in units of [0, 1].
         std: Of each channel, in units of [0, 1].
@@ -105,8 +105,8 @@ class FolderLoader(Loader):
         self,
         plan: EpochPlan,
         device: torch.device,
-        files: ImageFiles,
-        transform: NamedTransform,
+        images: EncodedImages,
+        transform: NamedTransform[Encoded],
         *,
         size: int,
         mean: Colour,
@@ -118,7 +118,7 @@ class FolderLoader(Loader):
         super().__init__(plan, device)
         if workers < 0:
             raise ValueError(f"workers must be >= 0, got {workers}")
-        self.files, self.samples, self.size, self.workers = files, Samples(files, transform), size, workers
+        self.encoded, self.samples, self.size, self.workers = images, Samples(images, transform), size, workers
         self.erasing, self.mixing = erasing, mixing
         self.scale, self.shift = (part.to(device) for part in scale_and_shift(mean, std))
         self._names = PlannedNames(plan)
@@ -130,11 +130,11 @@ class FolderLoader(Loader):
         self._source = None
 
     def fetch(self, position: int) -> Iterator[Batch]:
-        """The batches of the plan's epoch from ``position`` on; files of earlier ones are not opened.
+        """The batches of the plan's epoch from ``position`` on; images of earlier ones are not read.
 
         Raises:
-            BadImageError: if a file cannot be decoded; it is named.
-            OSError: if a file cannot be read.
+            BadImageError: if an image cannot be decoded; it is named.
+            OSError: if an image cannot be read.
             RuntimeError: if the loader was iterated anew before this iteration went on.
         """
         self._names.position, self._iteration = position, (mine := object())
@@ -160,15 +160,15 @@ class FolderLoader(Loader):
         """What a worker made, on the device, normalised, erased and mixed.
 
         Raises:
-            BadImageError: if a file could not be decoded.
-            OSError: if a file could not be read.
+            BadImageError: if an image could not be decoded.
+            OSError: if an image could not be read.
         """
         if raw.fault is not None:
             raise raw.fault
         pinned = raw.images.is_pinned()
         images = normalise(raw.images.to(self.device, non_blocking=pinned), self.scale, self.shift)
         index, number = raw.names.unbind(1)
-        target = self.files.labels[index].to(self.device)
+        target = self.encoded.labels[index].to(self.device)
         if self.erasing is not None:
             self.erasing(images, index, number)
         index, number = index.to(self.device), number.to(self.device)
@@ -176,4 +176,4 @@ class FolderLoader(Loader):
             return Batch({"default": images}, target, index, number)
         shares = self.mixing.draw(hashed(self.plan.seed, "mixing", index, number))
         mixed, lam = mix({"default": images}, {"default": images.flip(0)}, shares)
-        return Batch(mixed, mix_targets(target, target.flip(0), lam, len(self.files.classes)), index, number)
+        return Batch(mixed, mix_targets(target, target.flip(0), lam, len(self.encoded.classes)), index, number)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from kd_lightning.datamodules.bad_images import OnBadImage, bad_images, fingerprint
 from kd_lightning.datamodules.base import ImageDataModule, Split, held_out
+from kd_lightning.datamodules.decoded_views import CropFirst, Decoded, DecodeMode
+from kd_lightning.datamodules.encoded import Encoded, EncodedImages, require_same_classes
 from kd_lightning.datamodules.folder_loader import FolderLoader
-from kd_lightning.datamodules.image_files import ImageFiles, list_images, require_same_classes
+from kd_lightning.datamodules.image_files import list_images
 from kd_lightning.datamodules.mixing import Mixing
 from kd_lightning.datamodules.named_transform import ErasingMode, NamedErasing, NamedTransform
 from kd_lightning.datamodules.plan import EpochPlan
@@ -59,6 +61,8 @@ class ImageFolderDataModule(ImageDataModule):
         random_erasing: Probability of random erasing.
         random_erasing_mode: What is written: ``const`` 0, ``rand`` one normal colour, ``pixel`` normal noise (DeiT).
         mixing: Mixup and CutMix; targets are then class probabilities.
+        decode: ``full`` decodes training images in their full size; ``scaled`` lets libjpeg decode a large one at 1/2,
+            1/4 or 1/8 if the crop is then still as large as the view (see `CropFirst`). The evaluation decodes in full.
         workers: Processes that decode, per device; with 0 the training process does.
         on_bad_image: ``error`` stops at a file that does not decode, and names it. ``skip`` decodes all files once in
             `setup`, on rank zero, and leaves the bad ones out on every rank; their number is ``skipped``. Row numbers
@@ -95,6 +99,7 @@ class ImageFolderDataModule(ImageDataModule):
         random_erasing: float = 0.0,
         random_erasing_mode: ErasingMode = "pixel",
         mixing: Mixing | None = None,
+        decode: DecodeMode = "full",
         workers: int = 4,
         on_bad_image: OnBadImage = "error",
     ) -> None:
@@ -126,8 +131,10 @@ class ImageFolderDataModule(ImageDataModule):
             auto_augment=auto_augment,
             color_jitter=color_jitter,
         )
+        self._train_view, self._eval_view = CropFirst(self.train_transform, decode), Decoded(self.eval_transform)
+        self.decode = decode
         self.skipped = 0
-        self._files: tuple[ImageFiles, ImageFiles] | None = None
+        self._files: tuple[EncodedImages, EncodedImages] | None = None
         self._good: tuple[Tensor, Tensor]
         self._loaders: list[FolderLoader] = []
 
@@ -141,16 +148,25 @@ class ImageFolderDataModule(ImageDataModule):
         if self._files is not None:
             return
         if self.reads_training_set:
-            train, test = list_images(self.root / self.train_dir), list_images(self.root / self.test_dir)
+            train, test = self.find(self.train_dir), self.find(self.test_dir)
         else:
-            test = list_images(self.root / self.test_dir)
+            test = self.find(self.test_dir)
             train = test.none()
         require_same_classes(train, test)
         self._good = self._good_rows(train), self._good_rows(test)
         self.skipped = sum(int((~good).sum()) for good in self._good)
         self._files = train, test
 
-    def _good_rows(self, files: ImageFiles) -> Tensor:
+    def find(self, name: str) -> EncodedImages:
+        """List the images of a set, by its name below the root.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if a class has no images.
+        """
+        return list_images(self.root / name)
+
+    def _good_rows(self, files: EncodedImages) -> Tensor:
         """Whether the file in each row takes part, bool ``[M]``; rank zero decides."""
         good = torch.ones(len(files), dtype=torch.bool)
         if self.on_bad_image == "error":
@@ -164,7 +180,7 @@ class ImageFolderDataModule(ImageDataModule):
             raise ValueError(f"class folder without good images: {files.folder / files.classes[min(gone)]}")
         return good
 
-    def files(self, split: Split) -> ImageFiles:
+    def files(self, split: Split) -> EncodedImages:
         """The files of the set that a split is part of; its rows are rows of it.
 
         Raises:
@@ -222,9 +238,15 @@ class ImageFolderDataModule(ImageDataModule):
         return {
             "data.images": fingerprint(self.files("train"), times=False),
             "data.transform": " ".join(repr(self.train_transform).split()),
+            "data.decode": self.decode,
             "data.random_erasing": erasing,
-            "data.versions": f"timm {timm.__version__}, torchvision {torchvision.__version__}",
+            "data.versions": ", ".join(f"{kit.__name__} {kit.__version__}" for kit in (timm, torch, torchvision)),
         }
+
+    def _named_view(self, plan: EpochPlan) -> NamedTransform[Encoded]:
+        if plan.train:
+            return NamedTransform(self._train_view, plan.seed, numpy=not self._train_view.on_tensors)
+        return NamedTransform(self._eval_view, plan.seed, numpy=False)
 
     def loader(self, split: Split, plan: EpochPlan, device: torch.device) -> FolderLoader:
         """The loader of a split; ``plan.train`` says whether its views are augmented, erased and mixed."""
@@ -233,7 +255,7 @@ class ImageFolderDataModule(ImageDataModule):
             plan,
             device,
             self.files(split),
-            NamedTransform(self.train_transform if plan.train else self.eval_transform, plan.seed),
+            self._named_view(plan),
             size=self.wanted.image_size,
             mean=self.mean,
             std=self.std,

@@ -1,6 +1,7 @@
 """Image sets that fit in memory: one uint8 tensor on the device, views made a batch at a time."""
 
 import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ from kd_lightning.batch import Batch
 from kd_lightning.datamodules.base import ImageDataModule, Split, held_out
 from kd_lightning.datamodules.loader import Loader
 from kd_lightning.datamodules.mixing import Mixing, mix, mix_targets
+from kd_lightning.datamodules.node_memory import once_a_node
 from kd_lightning.datamodules.plan import EpochPlan
 from kd_lightning.datamodules.views import PLAIN, View, pack, scale_and_shift, view_key
 from kd_lightning.seeds import below, hashed
 
+OF_FREE = 0.25  # of a GPU's free memory, for the images
 PIXELS = "1"  # to be counted up when a view of the same name comes to have other pixels
 
 
@@ -40,7 +43,7 @@ class ImageArrays(NamedTuple):
 
 
 class ImageStore(NamedTuple):
-    """Images and labels as the loader keeps them on its device.
+    """Images and labels as the loader keeps them, on its device where they fit.
 
     Attributes:
         packed: ``[M, H, W]``, see `kd_lightning.datamodules.views.pack`.
@@ -55,8 +58,14 @@ class ImageStore(NamedTuple):
     num_classes: int
 
     def to(self, device: torch.device) -> "ImageStore":
-        """The same images and labels on a device."""
-        return self._replace(packed=self.packed.to(device), target=self.target.to(device))
+        """The same images and labels on a device; images that do not fit there stay where they are."""
+        packed = self.packed.to(device) if fits(self.packed.nbytes, device) else self.packed
+        return self._replace(packed=packed, target=self.target.to(device))
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Whether so many bytes of images may go to a device: on a GPU, a quarter of what is free there at most."""
+    return device.type != "cuda" or size <= OF_FREE * torch.cuda.mem_get_info(device)[0]
 
 
 def image_store(images: NDArray[np.uint8], labels: NDArray[np.int64], num_classes: int, name: str) -> ImageStore:
@@ -94,7 +103,7 @@ class InMemoryLoader(Loader):
     Args:
         plan: Which samples come in which batch.
         device: Where the batches are wanted.
-        store: Images and labels, on the same device.
+        store: Labels on the same device, and images there or on the host, where they are then cut out.
         views: View name -> how it is made.
         mixing: Of training samples; None for none.
         mean: Of each channel, in units of [0, 1].
@@ -134,7 +143,8 @@ class InMemoryLoader(Loader):
 
     def make_views(self, rows: Tensor, numbers: Tensor) -> dict[str, Tensor]:
         """View name -> unmixed views of the samples, float32 ``[N, C, H, W]``."""
-        packed = self.store.packed.index_select(0, rows)
+        whole = self.store.packed
+        packed = whole.index_select(0, rows.to(whole.device)).to(self.device)
 
         def made(view: View, key: Tensor) -> Tensor:
             return view.make(packed, key, self.store.channels, self._scale, self._shift)
@@ -146,6 +156,9 @@ class InMemoryLoader(Loader):
 
 class InMemoryDataModule(ImageDataModule):
     """Serves what `read` reads; both sets go to the device once and are shared by the loaders.
+
+    Of several ranks on a node one reads, and the others map its copy. Images that would take more than a quarter of a
+    GPU's free memory stay on the host, and batches of them are moved.
 
     Args:
         global_batch_size: See `ImageDataModule`.
@@ -170,7 +183,7 @@ class InMemoryDataModule(ImageDataModule):
 
     @abstractmethod
     def read(self) -> ImageArrays:
-        """The data set, read or decoded; called once by `setup`."""
+        """The data set, read or decoded; called once by `setup`, in one rank of a node."""
 
     def read_test_set(self) -> ImageArrays:
         """The data set with no training images, which are not even read; called once by `setup`.
@@ -188,12 +201,20 @@ class InMemoryDataModule(ImageDataModule):
         """
         if self._stores:
             return
+        tensors, facts = once_a_node(self._packed, self.trainer)
+        classes = json.loads(facts["classes"])
+        self._classes, self._stores = tuple(classes), {}
+        for name in ("train", "test") if self.reads_training_set else ("test",):
+            packed, target = tensors[f"{name}.packed"], tensors[f"{name}.target"]
+            self._stores[name, torch.device("cpu")] = ImageStore(packed, target, int(facts["channels"]), len(classes))
+
+    def _packed(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         arrays = self.read() if self.reads_training_set else self.read_test_set()
-        cpu, classes = torch.device("cpu"), len(arrays.classes)
-        stores = {("test", cpu): image_store(arrays.test_images, arrays.test_labels, classes, "test")}
+        classes = len(arrays.classes)
+        stores = {"test": image_store(arrays.test_images, arrays.test_labels, classes, "test")}
         if self.reads_training_set:
-            stores["train", cpu] = image_store(arrays.train_images, arrays.train_labels, classes, "training")
-        for (name, _), store in stores.items():
+            stores["train"] = image_store(arrays.train_images, arrays.train_labels, classes, "training")
+        for name, store in stores.items():
             if not len(store.target):
                 raise ValueError(f"the {'training' if name == 'train' else 'test'} set is empty")
             if not store.channels == len(self.mean) == len(self.std):
@@ -201,7 +222,9 @@ class InMemoryDataModule(ImageDataModule):
                     f"mean and std must have one number for each of the {store.channels} channels, "
                     f"got {self.mean} and {self.std}"
                 )
-        self._classes, self._stores = arrays.classes, stores
+        packed = {f"{name}.packed": store.packed for name, store in stores.items()}
+        target = {f"{name}.target": store.target for name, store in stores.items()}
+        return packed | target, {"classes": json.dumps(arrays.classes), "channels": str(stores["test"].channels)}
 
     def store(self, split: Split, device: torch.device) -> ImageStore:
         """The full set that a split is a part of, on a device; moved there once.

@@ -43,6 +43,10 @@ class Loader(ABC):
             self.position += 1
             yield batch
 
+    def global_batch(self, position: int) -> int:
+        """Samples over all ranks of the batch at a position of the epoch."""
+        return self.plan.samples_at(position)
+
     @abstractmethod
     def fetch(self, position: int) -> Iterator[Batch]:
         """The batches of the plan's epoch from ``position`` on."""

@@ -62,6 +62,7 @@ class EpochPlan:
         self.epoch = 0
         self._period: int | None = None
         self._views: int | None = None
+        self._groups: tuple[Tensor, int] | None = None
         full, rest = divmod(len(rows), global_batch_size)
         kept = rest > 0 and not (drop_last or (train and rest < MIN_PER_RANK * world))
         self.dropped = 0 if kept else rest
@@ -80,6 +81,15 @@ class EpochPlan:
         """Show the views of the first so many epochs, >= 1, again and again; the order goes on changing."""
         self._views = epochs
 
+    def shuffle_within(self, groups: Tensor, window: int) -> None:
+        """Take whole groups of samples, such as those in one file, in a random order, and shuffle so many at a time.
+
+        Args:
+            groups: Number of the group of each of ``rows``, int64 ``[M]``, >= 0.
+            window: Groups whose samples are shuffled together, >= 1.
+        """
+        self._groups = groups, window
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the plan describes next, counted from the start of the training."""
         self.epoch = epoch if self._period is None else epoch % self._period
@@ -97,6 +107,7 @@ class EpochPlan:
         if not self.train:
             return self.rows, torch.zeros_like(self.rows)
         keys = hashed(self.seed, "order", self.epoch, self.rows)
+        keys = keys + (self._window() << 32)
         order = self.rows[torch.sort(keys, stable=True).indices]
         shown = self.epoch if self._views is None else self.epoch % self._views
         if self.repeats == 1:
@@ -104,6 +115,19 @@ class EpochPlan:
         size = len(order)
         repeated = order.repeat_interleave(self.repeats)[:size]
         return repeated, shown * self.repeats + torch.arange(size) % self.repeats
+
+    def _window(self) -> Tensor:
+        """Number of the window of each of ``rows`` in this epoch, int64 ``[M]`` or ``[]``."""
+        if self._groups is None:
+            return torch.zeros((), dtype=torch.int64)
+        groups, window = self._groups
+        numbers = torch.arange(int(groups.max()) + 1)
+        order = torch.sort(hashed(self.seed, "groups", self.epoch, numbers), stable=True).indices
+        return (torch.argsort(order) // window)[groups]
+
+    def samples_at(self, position: int) -> int:
+        """Samples of the batch at a position over all ranks: only the last one may be smaller than the others."""
+        return min(self.global_batch_size, len(self.rows) - position * self.global_batch_size)
 
     def batches_from(self, position: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's (rows, numbers) of each batch from ``position`` on."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -12,6 +13,55 @@ from kd_lightning.batch import Batch
 
 class NonFiniteLossError(FloatingPointError):
     """The loss of a batch is NaN or infinite."""
+
+
+class Noted(NamedTuple):
+    """A loss, its terms and its batch; whether it is finite, on its way to the host; when it will be there."""
+
+    loss: Tensor
+    values: Mapping[str, Tensor]
+    batch: Batch
+    finite: Tensor
+    there: torch.cuda.Event | None
+
+
+class FiniteWatch:
+    """Looks at every loss before the optimizer's step, without a GPU that waits for the host.
+
+    On a CPU it looks at once. On a GPU it looks right before the step: the answer was sent when the forward pass ended,
+    and while the host waits for it the backward pass is still running.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[Noted] = []
+
+    def note(self, loss: Tensor, values: Mapping[str, Tensor], batch: Batch, module: pl.LightningModule) -> None:
+        """Take in the loss of a batch.
+
+        Raises:
+            NonFiniteLossError: if it is not finite, on a CPU.
+        """
+        if not loss.is_cuda:
+            stop_if_not_finite(loss, values, batch, module)
+            return
+        finite = torch.empty((), dtype=torch.bool, pin_memory=True)
+        finite.copy_(torch.isfinite(loss.detach()), non_blocking=True)
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record()
+        self._noted.append(Noted(loss.detach(), values, batch, finite, there))
+
+    def settle(self, module: pl.LightningModule) -> None:
+        """Let the optimizer's step be made.
+
+        Raises:
+            NonFiniteLossError: if a loss since the last step is not finite.
+        """
+        noted, self._noted = self._noted, []
+        for loss, values, batch, finite, there in noted:
+            if there is not None:
+                there.synchronize()
+            if not bool(finite):
+                stop_if_not_finite(loss, values, batch, module)
 
 
 def stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], batch: Batch, module: pl.LightningModule) -> None:

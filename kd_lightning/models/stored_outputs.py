@@ -137,8 +137,9 @@ class StoredOutputs(Teacher):
     def _ask(self) -> Teacher:
         """The teacher, ready to answer."""
         if not self._built:
-            self.teacher.setup(*self._wanted)
-            self.teacher.to(self._device)
+            with torch.inference_mode(False):  # a test may be the first to ask
+                self.teacher.setup(*self._wanted)
+                self.teacher.to(self._device)
             self._built = True
         return self.teacher
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from kd_lightning.batch import Batch
+from kd_lightning.datamodules.decoded_views import CropFirst, Decoded
+from kd_lightning.datamodules.encoded import BadImageError
 from kd_lightning.datamodules.folder_loader import FolderLoader
-from kd_lightning.datamodules.image_files import BadImageError, ImageFiles, list_images
+from kd_lightning.datamodules.image_files import ImageFiles, list_images
 from kd_lightning.datamodules.mixing import Mixing
 from kd_lightning.datamodules.named_transform import NamedErasing, NamedTransform
 from kd_lightning.datamodules.plan import EpochPlan
@@ -38,7 +40,7 @@ def make(files: ImageFiles) -> Iterator[Make]:
     def loader(batch: int = 4, train: bool = True, workers: int = 0, **options: Any) -> FolderLoader:
         names = {name: options.pop(name) for name in ("rank", "world", "repeats", "drop_last") if name in options}
         plan = EpochPlan(torch.arange(len(files)), batch, seed=3, train=train, **names)
-        transform = NamedTransform(TRAIN if train else EVAL, plan.seed)
+        transform = NamedTransform(CropFirst(TRAIN) if train else Decoded(EVAL), plan.seed)
         made.append(
             FolderLoader(
                 plan,
@@ -260,7 +262,7 @@ def test_share_is_named_by_the_sample_not_by_the_batch(make: Make) -> None:
         return {
             int(index): target[label]
             for batch in batches
-            for index, target, label in zip(batch.index, batch.target, batches.files.labels[batch.index], strict=True)
+            for index, target, label in zip(batch.index, batch.target, batches.encoded.labels[batch.index], strict=True)
             if (target > 0).sum() == 2  # of samples mixed with their own class nothing is seen
         }
 

@@ -1,26 +1,14 @@
-"""What is listed as an image, and what is decoded of it."""
+"""What is listed as an image."""
 
-import io
 import re
-import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from kd_lightning.datamodules.image_files import BadImageError, decode, list_images, require_same_classes
-
-
-def saved(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    """What `decode` makes of an image that went through a file."""
-    image.save(path)
-    decoded = decode(path)
-    assert decoded.mode == "RGB"
-    return np.asarray(decoded)
+from kd_lightning.datamodules.encoded import require_same_classes
+from kd_lightning.datamodules.image_files import list_images
 
 
 def test_listing_is_torchvisions(image_root: Path) -> None:
@@ -83,77 +71,3 @@ def test_long_differences_are_cut_short(tmp_path: Path, image_root: Path) -> Non
         (tmp_path / f"other/k{i}/0.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"other: k0, k1, k2, k3, k4, … \(8 in all\)"):
         require_same_classes(train, list_images(tmp_path / "other"))
-
-
-def test_grey_is_the_same_in_all_channels(tmp_path: Path) -> None:
-    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    assert np.array_equal(saved(Image.fromarray(grey), tmp_path / "x.png"), np.stack([grey] * 3, -1))
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path, suffix: str) -> None:
-    grey = np.array([[0, 255, 256, 511, 0x1234, 0x8000, 0xFFFF]], dtype=np.uint16)
-    decoded = saved(Image.fromarray(grey), tmp_path / f"x.{suffix}")
-    assert decoded[0].tolist() == [[value] * 3 for value in (0, 0, 1, 1, 0x12, 0x80, 0xFF)]
-
-
-def test_palette_gives_its_colours_without_a_warning(tmp_path: Path) -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((1, 0), 1)
-    image.save(tmp_path / "x.png", transparency=bytes([0, 128]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.asarray(decode(tmp_path / "x.png")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-
-
-def test_transparency_is_dropped(tmp_path: Path) -> None:
-    assert saved(Image.new("RGBA", (1, 1), (9, 8, 7, 0)), tmp_path / "x.png").tolist() == [[[9, 8, 7]]]
-
-
-def test_cmyk_gives_its_colour(tmp_path: Path) -> None:
-    # cyan 100 %: no red, all of green and blue
-    decoded = saved(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), tmp_path / "x.jpg")[8, 8].astype(int)
-    assert np.abs(decoded - [0, 255, 255]).max() <= 3
-
-
-def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
-    image = Image.new("1", (2, 1))
-    image.putpixel((1, 0), 1)
-    assert saved(image, tmp_path / "x.png").tolist() == [[[0] * 3, [255] * 3]]
-
-
-def jpeg(size: int = 64) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file, "JPEG")
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(jpeg()[:1500], "truncated"), (b"", "cannot identify"), (b"<html>not found</html>", "cannot identify")],
-    ids=["truncated", "empty", "foreign"],
-)
-def test_what_cannot_be_decoded_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
-    path = tmp_path / "x.jpg"
-    path.write_bytes(content)
-    with pytest.raises(BadImageError, match=f"cannot decode image {re.escape(str(path))}: .*{reason}"):
-        decode(path)
-
-
-@pytest.mark.parametrize(
-    ("image", "reason"),
-    [
-        (Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "32-bit grey values in 70000 … 70000"),
-        (Image.fromarray(np.ones((4, 4), dtype=np.float32)), "floating-point grey values have no known range"),
-    ],
-)
-def test_values_without_a_known_range_are_refused(tmp_path: Path, image: Image.Image, reason: str) -> None:
-    image.save(tmp_path / "x.tif")
-    with pytest.raises(BadImageError, match=f"x.tif: {reason}"):
-        decode(tmp_path / "x.tif")
-
-
-def test_a_file_that_is_gone_is_no_bad_image(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "gone.jpg"))):
-        decode(tmp_path / "gone.jpg")

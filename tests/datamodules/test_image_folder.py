@@ -1,12 +1,14 @@
 """The data module of image folders: views, splits, faults, and what a Trainer sees of it."""
 
 import multiprocessing
+import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
@@ -128,6 +130,16 @@ def test_difference_of_classes_is_named(image_root: Path) -> None:
 
 def spoil(path: Path) -> None:
     path.write_bytes(b"<html>")
+
+
+@pytest.mark.parametrize("policy", [None, "augmix-m3-w3"])
+def test_views_do_not_depend_on_the_global_generators(image_root: Path, policy: str | None) -> None:
+    # augmix draws from numpy too
+    first, second = module(image_root, auto_augment=policy), module(image_root, auto_augment=policy)
+    batches = list(first.train_dataloader())
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    again = list(second.train_dataloader())
+    assert all(torch.equal(a.image, b.image) for a, b in zip(batches, again, strict=True))
 
 
 def test_bad_file_stops_by_default(image_root: Path) -> None:

@@ -50,6 +50,16 @@ def test_outside_the_generators_are_as_they_were_even_after_an_error() -> None:
     assert drawn() == undisturbed
 
 
+def test_numpy_can_be_left_out() -> None:
+    np.random.seed(5)
+    expected = float(np.random.rand())
+    with named_generators(3, "default", 7, 1):
+        first, _, third = drawn()
+    np.random.seed(5)
+    with named_generators(3, "default", 7, 1, numpy=False):
+        assert drawn() == (first, expected, third)
+
+
 def test_view_is_timms_under_the_same_seeds_by_hand() -> None:
     view = NamedTransform(timm_transform(), 3)(IMAGE, 7, 2)
     seeds = [int(hashed(3, "default", 7, 2, stream)) for stream in range(3)]

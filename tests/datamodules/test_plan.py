@@ -93,6 +93,23 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)} | {tuple(range(100))}) == 5
 
 
+def test_groups_are_shuffled_a_window_at_a_time() -> None:
+    rows, groups = torch.arange(10, 40), torch.arange(30) // 3  # ten groups of three
+    plan, first = EpochPlan(rows, 6, seed=0, train=True), torch.zeros(10)
+    plan.shuffle_within(groups, 4)
+    mixed = 0
+    for epoch in range(500):
+        plan.set_epoch(epoch)
+        order = plan.order()[0]
+        assert sorted(order.tolist()) == rows.tolist()
+        met = groups[order - 10].tolist()
+        assert [len(set(met[start : start + 12])) for start in (0, 12, 24)] == [4, 4, 2]
+        first[met[0]] += 1
+        mixed += len(set(met[:3])) > 1
+    assert float(first.min()) > 25  # of 50 expected
+    assert mixed > 450
+
+
 def test_first_place_is_uniform_over_epochs() -> None:
     plan, first = EpochPlan(torch.arange(5), 5, seed=0, train=True), torch.zeros(5)
     for epoch in range(1000):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers import Classifier
-from kd_lightning.distillers.nonfinite import NonFiniteLossError
+from kd_lightning.distillers.nonfinite import FiniteWatch, NonFiniteLossError, Noted
 
 BAD = 2
 
@@ -46,7 +46,7 @@ def classifier() -> Classifier:
 
 def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     return pl.Trainer(
-        accelerator="cpu",
+        accelerator=options.pop("accelerator", "cpu"),
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
@@ -106,3 +106,29 @@ def test_the_message_names_the_samples_where_they_are_known(tmp_path: Path) -> N
     samples: Any = [Batch(image, torch.tensor(1), torch.tensor(row), torch.tensor(0)) for row in range(40, 44)]
     with pytest.raises(NonFiniteLossError, match=r"samples \[40, 41, 42, 43\]"):
         trainer(tmp_path).fit(classifier(), DataLoader(samples, batch_size=4))
+
+
+def noted(value: float) -> Noted:
+    loss = torch.tensor(value)
+    batch = Batch({"default": torch.zeros(2, 1, 4, 4)}, torch.zeros(2).long(), torch.tensor([5, 6]))
+    return Noted(loss, {"ce": loss}, batch, torch.isfinite(loss), None)
+
+
+def test_what_was_noted_is_looked_at_before_the_step(tmp_path: Path) -> None:
+    module, watch = classifier(), FiniteWatch()
+    module.trainer = trainer(tmp_path)
+    watch._noted = [noted(1.0), noted(2.0)]
+    watch.settle(module)
+    assert watch._noted == []
+    watch._noted = [noted(1.0), noted(math.inf), noted(2.0)]  # of an accumulated gradient
+    with pytest.raises(NonFiniteLossError, match=r"the loss is inf at step 0, epoch 0 \(ce inf; samples \[5, 6\]"):
+        watch.settle(module)
+    assert list(tmp_path.glob("nonfinite-rank0.pt"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_weights_stay_as_they_were(tmp_path: Path) -> None:
+    module, keep = classifier(), Keep()
+    with pytest.raises(NonFiniteLossError):
+        trainer(tmp_path, keep, accelerator="gpu", devices=1).fit(module, batches(math.nan))
+    assert all(torch.equal(value.cpu(), keep.state[name].cpu()) for name, value in module.named_parameters())

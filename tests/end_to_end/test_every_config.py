@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from kd_lightning.cli.commands import run
+from kd_lightning.datamodules.make_shards import make_shards
 from kd_lightning.models import Network, save_weights
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -27,6 +28,7 @@ FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 SLOW_TO_START = {"mobilenetv2", "shufflenetv1", "shufflenetv2"}
 SMALLER = {"regnety_160": "regnety_002", "resnetv2_152x2_bit": "resnetv2_50x1_bit"}  # of its family
+SHARDS = {"train": "train", "test": "val"}  # of which folder
 WNIDS = ("n01440764", "n01530575", "n01601694")
 
 
@@ -37,7 +39,7 @@ def noise(path: Path, side: int, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-100 and ImageNet in small: noise in the usual folders."""
+    """CIFAR-100 and ImageNet in small: noise in the usual folders, and in shards."""
     root = tmp_path_factory.mktemp("data")
     for number in range(100):
         for split, count in {"train": 2, "test": 1}.items():
@@ -47,6 +49,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for split in ("train", "val"):
             for sample in range(3):
                 noise(root / f"imagenet/{split}/{wnid}/{sample}.png", 40, 10 * number + sample)
+    for split in ("train", "val"):
+        make_shards(root / "imagenet" / split, root / "imagenet_shards" / split, per_shard=5)
     return root
 
 
@@ -91,6 +95,9 @@ def small_data(path: Path, data: Path) -> list[str]:
     if family == "imagenet":
         options += ["--data.init_args.global_batch_size=3", "--data.init_args.workers=0"]
         options += ["--data.init_args.image_size=32", "--trainer.devices=1"]
+    if stated(path)["data"]["class_path"] == "ShardsDataModule":
+        options += [f"--data.init_args.root={data / 'imagenet_shards'}"]
+        options += [f"--data.init_args.{part}={name}-{{000000..000001}}.tar" for part, name in SHARDS.items()]
     return options
 
 

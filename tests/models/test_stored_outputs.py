@@ -291,3 +291,13 @@ def test_a_test_asks_the_teacher_itself(weights: Path, tmp_path: Path) -> None:
 def test_arguments_are_checked(options: dict[str, int], said: str, weights: Path) -> None:
     with pytest.raises(ValueError, match=said):
         StoredOutputs(counting(weights), **{"views": 1, **options})  # type: ignore[arg-type]
+
+
+def test_the_first_to_ask_may_be_a_test_in_inference_mode(weights: Path, tmp_path: Path) -> None:
+    teacher = counting(weights)
+    kept, given = StoredOutputs(teacher, 1), batch(0, 1)
+    kept.setup(CLASSES, Views((3, 8, 8)), [])
+    with torch.inference_mode():
+        inside = kept.unlabelled(given).logits
+    assert not any(parameter.is_inference() for parameter in teacher.network.parameters())  # type: ignore[union-attr]
+    torch.testing.assert_close(kept.unlabelled(given).logits, inside)
