@@ -14,7 +14,7 @@ SUITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 CANDIDATES := $(or $(PYTHON),python3.12 python3.11 python3.13 python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install run test test-slow check format docs bench-losses clean
+.PHONY: help setup install run test test-slow check format docs bench bench-losses clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="	" read -r name text; do \
@@ -65,6 +65,12 @@ format: setup ## Put the code into its format
 
 docs: setup ## Write docs/losses.md from the docstrings
 	$(BIN)/python docs/losses.py
+
+# KD_LIGHTNING_DATA names the folder that holds cifar100/; BENCH="--rounds 3" gives options.
+bench: setup ## Measure the speed beside the student alone, timm and torchdistill (BENCH="--root DATA" for real images)
+	@$(BIN)/python -c "import torchdistill" 2>/dev/null \
+		|| $(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable ".[bench]"
+	$(BIN)/python -m benchmarks.speed $(BENCH)
 
 bench-losses: setup ## Measure what each loss costs, and write it into docs/losses.md
 	$(BIN)/python benchmarks/losses.py

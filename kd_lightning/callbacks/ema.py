@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd_lightning.distillers.codistillation import TrainsInGroups
+from kd_lightning.models.sharding import is_sharded
 
 KEY = "ema"
 
@@ -40,6 +41,10 @@ class StudentEMA(pl.Callback):
         student = module.student
         if not isinstance(student, nn.Module):
             raise ValueError(f"{type(module).__name__} has no student to average")
+        if is_sharded(student):
+            raise ValueError(
+                "StudentEMA cannot average a student that fsdp spreads over ranks: leave it out, or take ddp"
+            )
         average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]
         average.n_averaged.fill_(1)  # it is the student's: torch would overwrite it with the first step's
         if self._restored is not None:

@@ -17,6 +17,7 @@ from kd_lightning.cli.parser import Parser
 from kd_lightning.cli.precision import choose_precision
 from kd_lightning.cli.recipes import resolve_recipes
 from kd_lightning.cli.run_naming import RUNS, claim, name_run
+from kd_lightning.cli.strategy import chosen
 from kd_lightning.cli.tracking import identify_wandb
 from kd_lightning.run_folder import RunFolder
 
@@ -106,6 +107,7 @@ class Door(LightningCLI):
         loggers = [logger for logger in listed(config.get("logger")) if isinstance(logger, Logger)]
         kwargs["logger"] = [MetricsFile(folder.metrics), *loggers] if fitting and not dry else loggers or False
         kwargs["default_root_dir"] = str(folder.path)
+        kwargs["strategy"] = chosen(config, self.model)
         kwargs["plugins"] = [*listed(config.get("plugins")), SafeCheckpointIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))

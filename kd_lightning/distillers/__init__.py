@@ -8,6 +8,7 @@ from kd_lightning.distillers.collaboration import DML, KDCL, ONE, Collaboration
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.data_free import DataFreeDistiller
 from kd_lightning.distillers.deit import DeiTDistiller
+from kd_lightning.distillers.fully_sharded import FullySharded
 from kd_lightning.distillers.generations import generation_seed
 from kd_lightning.distillers.knn import NearestNeighbours
 from kd_lightning.distillers.learning_rate import ShareCosineLR, ShareMultiStepLR
@@ -29,6 +30,7 @@ __all__ = [
     "DataFreeDistiller",
     "DeiTDistiller",
     "Distiller",
+    "FullySharded",
     "GroupedDDP",
     "NearestNeighbours",
     "OfflineDistiller",

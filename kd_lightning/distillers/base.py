@@ -16,11 +16,13 @@ from kd_lightning.batch import Batch, as_batch, check_labels
 from kd_lightning.distillers.building import built
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.data_facts import classes_of, train_targets_of, views_of
+from kd_lightning.distillers.evaluating import log_figures, take_in
 from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.metrics import Evaluations
 from kd_lightning.distillers.nonfinite import stop_if_not_finite
 from kd_lightning.distillers.optimizing import Decayed, parameter_groups
-from kd_lightning.distillers.scheduling import epochs_in, length_of, scheduled
+from kd_lightning.distillers.scheduling import check_restored, epochs_in, length_of, scheduled
+from kd_lightning.distillers.shares import share_of
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.distillers.unreached import Unreached
 from kd_lightning.models import NetworkLike, Outputs, Views
@@ -117,6 +119,16 @@ class Distiller(pl.LightningModule, ABC):
         self.num_classes = num_classes
         self.val_metrics = Evaluations(self.parts(), num_classes, teacher=False, full=False)
         self.test_metrics = Evaluations(self.parts(), num_classes, teacher=self.has_teacher, full=True)
+        if self.device_mesh is not None:
+            self.shard()
+
+    def shard(self) -> None:
+        """Spread what is trained, and who teaches, over the ranks, for the strategy `FullySharded`.
+
+        Raises:
+            ValueError: if this scheme cannot be spread.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be trained with fsdp: take the strategy ddp")
 
     def planned(self, student: nn.Module, image_shape: tuple[int, int, int]) -> TapPlan:
         """Where the student's taps are."""
@@ -195,24 +207,22 @@ class Distiller(pl.LightningModule, ABC):
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
         key = (epoch, tuple(values))  # what a loss reaches may change from epoch to epoch
-        trained = chain(self._student().parameters(), self.criteria.parameters())
-        return self._unreached.tied(loss, key, trained, self.trainer.world_size) * self._share(len(batch))
+        if self.device_mesh is None:  # FSDP waits for nobody, and leaves no gradient where none came
+            trained = chain(self._student().parameters(), self.criteria.parameters())
+            loss = self._unreached.tied(loss, key, trained, self.trainer.world_size)
+        return cast(Tensor, loss * self._share(len(batch), batch_idx))
 
     def _answer(self, image: Tensor) -> Outputs:
         with tapped(self._student(), self._submodules) as taps:
             logits = self(image)
         return Outputs(logits, self._plan.picked(taps))
 
-    def _share(self, samples: int) -> float | Tensor:
-        """Ranks are averaged by DDP; with this factor, the average is over samples also when ranks differ in number."""
-        if self.trainer.world_size == 1:
-            return 1.0
-        total = self._over_ranks(torch.tensor(float(samples), device=self.device))
-        return samples * self.trainer.world_size / total
+    def _share(self, samples: int, position: int) -> float | Tensor:
+        """Ranks are averaged; with this factor, the average is over samples also when ranks differ in number."""
+        return share_of(samples, position, self.trainer, self._over_ranks)
 
     def _over_ranks(self, value: Tensor) -> Tensor:
-        reduced = self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
-        return cast(Tensor, reduced)
+        return cast(Tensor, self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))
 
     def on_after_backward(self) -> None:
         """A parameter that no active term reaches has no gradient, so weight decay and momentum leave it alone."""
@@ -260,14 +270,13 @@ class Distiller(pl.LightningModule, ABC):
         self.meter.restore(checkpoint.get("meter"), self.global_rank)
         if "optimizer_states" in checkpoint:
             self._restored = {key: checkpoint.get(key, []) for key in ("optimizer_states", "lr_schedulers")}
+            check_restored(self.trainer, self._restored)
 
     # Evaluation
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Take in the student's answers; distillation terms are for training only."""
-        batch = as_batch(batch)
-        if len(batch):
-            self.val_metrics.update(*self.examined(batch.image), batch.target)
+        take_in(batch, self.val_metrics, self.examined, None, self.device_mesh is not None)
 
     def on_validation_epoch_end(self) -> None:
         """Log the student's figures as ``val/*``."""
@@ -275,24 +284,15 @@ class Distiller(pl.LightningModule, ABC):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Take in the student's answers, and the teacher's where there is one."""
-        batch = as_batch(batch)
-        if len(batch):
-            teacher = self.teach(batch, {"default"})["default"].logits if self.has_teacher else None
-            self.test_metrics.update(*self.examined(batch.image), batch.target, teacher)
+        teach = self.teach if self.has_teacher else None
+        take_in(batch, self.test_metrics, self.examined, teach, self.device_mesh is not None)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures as ``test/*``."""
         self._log_figures("test", self.test_metrics.compute())
 
     def _log_figures(self, stage: str, figures: dict[str, float]) -> None:
-        named = {f"{stage}/{name}": value for name, value in figures.items()}
-        testing = stage == "test"  # its figures are what Trainer.test returns; others are logged at their own step
-        self.log_dict(named, logger=testing, sync_dist=True)
-        if not testing:
-            self._to_loggers(named)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        if not self.trainer.sanity_checking:
-            rank_zero_info(f"epoch {self.current_epoch}: {stage} {shown}")
+        log_figures(self, stage, figures, self._to_loggers)
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor | None, Tensor]:
         """Rows of the samples, int64 ``[N]``, and class probabilities, float32 ``[N, C]``."""

@@ -8,6 +8,7 @@ from torch import nn
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Term
+from kd_lightning.distillers.fully_sharded import shard_trained
 from kd_lightning.distillers.optimizing import Decayed
 from kd_lightning.losses import CrossEntropy
 from kd_lightning.losses.base import Loss
@@ -57,6 +58,10 @@ class Classifier(Distiller):
 
     def prepare(self, num_classes: int, views: Views) -> None:
         """Nobody to set up."""
+
+    def shard(self) -> None:
+        """Spread the student over the ranks."""
+        shard_trained(self._student(), self.criteria, self.trainer.strategy)
 
     def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
         """Nobody answers."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import DEFAULT, Term
+from kd_lightning.distillers.fully_sharded import mesh_of, shard_trained
 from kd_lightning.distillers.optimizing import Decayed
 from kd_lightning.distillers.teaching import (
     OF_THE_TEACHER,
@@ -147,6 +148,11 @@ class DeiTDistiller(Distiller):
     def prepare(self, num_classes: int, views: Views) -> TapPlan:
         """Set up the teacher with the taps that the criteria ask for."""
         return set_up(self.teacher, self.criteria, num_classes, views)
+
+    def shard(self) -> None:
+        """Spread the student, the adapters and the teacher over the ranks."""
+        shard_trained(self._student(), self.criteria, self.trainer.strategy)
+        self.teacher.shard(mesh_of(self.trainer.strategy))
 
     def fact(self, need: str, term: Term) -> object:
         """What a loss needs to know of the teacher, or of the run.

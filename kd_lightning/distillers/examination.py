@@ -32,15 +32,17 @@ def examine(
     world = int(over_ranks(torch.ones((), dtype=torch.int64)))
     wanted = -(-teacher.check.images // world)
     right = seen = 0
-    for raw in loader:
+    batches = iter(loader)
+    # A sharded teacher answers on all ranks or on none, so the ranks stop together.
+    while over_ranks(torch.tensor(int((raw := next(batches, None)) is not None and seen < wanted))) > 0:
+        if raw is None:
+            continue
         batch = as_batch(to_device(raw))
         target = batch.target if batch.target.ndim == 1 else batch.target.argmax(dim=1)
         decided = teacher(batch).logits.argmax(dim=1)
         take = min(wanted - seen, len(batch))
         right += int((decided == target)[:take].sum())
         seen += take
-        if seen >= wanted:
-            break
     right, seen = over_ranks(torch.tensor([right, seen])).tolist()
     return right / max(seen, 1), seen
 

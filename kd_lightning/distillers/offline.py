@@ -7,6 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.batch import Batch, as_batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Term
+from kd_lightning.distillers.fully_sharded import mesh_of, shard_trained
 from kd_lightning.distillers.knn import NearestNeighbours, training_images
 from kd_lightning.distillers.optimizing import Decayed
 from kd_lightning.distillers.teaching import (
@@ -78,6 +79,19 @@ class OfflineDistiller(Distiller):
             return None
         self.teacher.follow(self._student())
         return set_up(self.teacher, self.criteria, num_classes, views)
+
+    def shard(self) -> None:
+        """Spread the student, the adapters and the teacher over the ranks.
+
+        Raises:
+            ValueError: if one of them cannot be spread, or neighbours are asked for.
+        """
+        if self.knn is not None:
+            raise ValueError("knn asks each rank for other images at other times, which fsdp does not allow: take ddp")
+        strategy = self.trainer.strategy
+        shard_trained(self._student(), self.criteria, strategy)
+        if self.teacher is not None:
+            self.teacher.shard(mesh_of(strategy))
 
     def fact(self, need: str, term: Term) -> object:
         """What a loss needs to know of the teacher, or of the run.

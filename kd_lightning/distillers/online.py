@@ -245,12 +245,12 @@ class OnlineDistiller(Distiller):
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
         trained = (p for name in self._peers if self.collaboration.trains(name) for p in self.owned(name).parameters())
         tied = self._unreached.tied(loss, (epoch, tuple(values)), trained, self.trainer.world_size)
-        return tied * self._share(len(batch))
+        return tied * self._share(len(batch), batch_idx)
 
-    def _share(self, samples: int) -> float | Tensor:
+    def _share(self, samples: int, position: int) -> float | Tensor:
         group = self.collaboration.group
         if group is None:
-            return super()._share(samples)
+            return super()._share(samples, position)
         total = torch.tensor(float(samples), device=self.device)
         dist.all_reduce(total, group=group)
         return samples * dist.get_world_size(group) / total

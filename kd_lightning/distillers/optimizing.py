@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from timm.optim._param_groups import param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -73,6 +74,17 @@ def quicken(optimizer: Optimizer) -> None:
     if all(parameter.is_floating_point() and parameter.device.type in QUICK for parameter in parameters):
         for group in groups:
             group["foreach" if isinstance(optimizer, SGD) else "fused"] = True
+
+
+def lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Give each state tensor the strides of its parameter, which the fused kernels take for granted.
+
+    A checkpoint may hold others: channels_last may have been chosen otherwise, and FSDP keeps contiguous parts.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _undecayed(module: nn.Module) -> set[str]:

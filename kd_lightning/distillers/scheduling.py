@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from kd_lightning.distillers.learning_rate import StretchedToTraining
-from kd_lightning.distillers.optimizing import check_unchanged, quicken
+from kd_lightning.distillers.optimizing import check_unchanged, lay_out_as_parameters, quicken
 
 
 def epochs_in(trainer: pl.Trainer) -> int | None:
@@ -53,6 +53,7 @@ def scheduled(
         ValueError: if the checkpoint was made with other settings.
     """
     quicken(optimizer)
+    optimizer.register_load_state_dict_post_hook(lay_out_as_parameters)
     scheduler = make_scheduler(optimizer) if make_scheduler is not None else None
     if isinstance(scheduler, StretchedToTraining):
         scheduler.stretch(length())

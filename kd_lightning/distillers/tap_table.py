@@ -36,7 +36,7 @@ def tap_table(criteria: Criteria, student: TapPlan, teacher: TapPlan | None) -> 
         adapters = sum(parameter.numel() for parameter in term.loss.parameters())
         table.add_row(
             name,
-            type(term.loss).__name__,
+            type(term.loss).__name__.removeprefix("FSDP"),
             parts(student, term.student_taps()),
             parts(teacher, term.teacher_taps()),
             f"{adapters:,}" if adapters else "-",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from kd_lightning.batch import Batch
 from kd_lightning.models.input_adapter import Views
@@ -132,6 +133,11 @@ class EnsembleTeacher(Teacher):
         """Move all of them to a device."""
         for teacher in self.teachers.values():
             teacher.to(device)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread each of them over the ranks of a mesh."""
+        for teacher in self.teachers.values():
+            teacher.shard(mesh)
 
     def plan(self) -> TapPlan:
         """Where the taps are, and the shapes of them and of ``logits``; known after `setup`."""

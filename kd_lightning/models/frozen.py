@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from kd_lightning.batch import Batch
 from kd_lightning.models.anatomy import norm_before
@@ -15,6 +16,7 @@ from kd_lightning.models.class_map import ClassMap
 from kd_lightning.models.input_adapter import InputAdapter, Views
 from kd_lightning.models.network import Network, NetworkLike
 from kd_lightning.models.quick import cast_once, folded
+from kd_lightning.models.sharding import is_sharded, shard
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
 from kd_lightning.models.teacher import Outputs, Teacher, TeacherCheck
@@ -65,6 +67,8 @@ class FrozenTeacher(Teacher):
         self.fold = fold
         self.network: nn.Module | None = None
         self._quick: tuple[object, nn.Module] | None = None
+        self._mesh: DeviceMesh | None = None
+        self._device = torch.device("cpu")
 
     def setup(self, num_classes: int, views: Views, taps: Sequence[str]) -> None:
         """Build the network, freeze it, and prepare its taps.
@@ -105,9 +109,18 @@ class FrozenTeacher(Teacher):
         return self.num_classes or recipe.hub_classes()
 
     def to(self, device: torch.device) -> None:
-        """Move the network to a device."""
-        if self.network is not None:
+        """Move the network to a device; one that is to be sharded is brought there part by part."""
+        self._device = device
+        if self.network is not None and self._mesh is None:
             self.network.to(device)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread the network that answers, folded where that is asked for, over the ranks of a mesh.
+
+        It happens with the first answer, when the run's precision is known; until then each rank has the whole network
+        in the memory of its host. Its weights are gathered in their own precision (``dtype``), block by block.
+        """
+        self._mesh = mesh
 
     def plan(self) -> TapPlan:
         """Where the taps are, and the shapes of them and of ``logits``; known after `setup`."""
@@ -127,6 +140,8 @@ class FrozenTeacher(Teacher):
             ValueError: if the network does not say which of its submodules it is.
         """
         head = classifier_of(self._ready(), self._image_shape)
+        if self._mesh is not None:  # asked outside of the network's own forward, where no weights are gathered
+            head = copy.deepcopy(head).to(self._device)
 
         def classify(embedding: Tensor) -> Tensor:
             logits: Tensor = head(embedding.to(next(head.parameters(), embedding).dtype))
@@ -145,7 +160,8 @@ class FrozenTeacher(Teacher):
             norm = norm_before(self._ready(), name)
             if norm.num_features != shape[1]:
                 raise ValueError(f"tap {name!r} has {shape[1]} channels, the batch normalisation {norm.num_features}")
-            found.append((norm.bias.detach().float(), norm.weight.detach().float().abs()))
+            mean, deviation = (part.detach().float().to(self._device) for part in (norm.bias, norm.weight.abs()))
+            found.append((mean, deviation))
         return found
 
     @torch.no_grad()
@@ -161,6 +177,8 @@ class FrozenTeacher(Teacher):
     def _made_quick(self, image: Tensor) -> nn.Module:
         """The network that answers such images; it follows a run in float64, in true half precision, in autocast."""
         network, device = self._ready(), image.device
+        if self._mesh is not None:
+            return self._made_sharded(network, image.dtype, self._mesh)
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         # A generation is taught by a network whose weights are replaced in place, which their versions tell.
         written = sum(value._version for value in chain(network.parameters(), network.buffers()))
@@ -174,6 +192,14 @@ class FrozenTeacher(Teacher):
                 cast_once(made, lower)
             self._quick = key, made.to(memory_format=self.memory_format)
         return self._quick[1]
+
+    def _made_sharded(self, network: nn.Module, dtype: torch.dtype, mesh: DeviceMesh) -> nn.Module:
+        if not is_sharded(network):
+            network.to(dtype)
+            made = folded(network, self._image_shape, self._submodules) if self.fold else network
+            shard(made, mesh)
+            self.network = made  # and the whole one is given up
+        return self._ready()
 
     def _ready(self) -> nn.Module:
         if self.network is None:

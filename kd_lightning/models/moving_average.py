@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.batch import Batch
@@ -109,6 +110,14 @@ class MovingAverageTeacher(Teacher):
     def plan(self) -> TapPlan:
         """Where the taps are, and the shapes of them and of ``logits``; known after `setup`."""
         return self._plan
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Refuse.
+
+        Raises:
+            ValueError: always: it moves towards a student that no rank holds whole.
+        """
+        raise ValueError("a MovingAverageTeacher follows a student that fsdp spreads over ranks: take the strategy ddp")
 
     @torch.no_grad()
     def advance(self, student: nn.Module, step: int, steps: float) -> None:

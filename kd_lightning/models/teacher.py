@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from kd_lightning.batch import Batch
 from kd_lightning.models.input_adapter import Views
@@ -74,6 +75,13 @@ class Teacher(ABC):
     @abstractmethod
     def __call__(self, batch: Batch, view: str = "default") -> Outputs:
         """Logits and taps for a view of the batch, without gradient."""
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Told, after `setup`, that the run spreads its networks over ranks, which all ask it at the same times.
+
+        Most teachers stay whole on each rank.
+        """
+        return
 
     def follow(self, student: nn.Module) -> None:
         """Told of the built student: before `setup`, and when a training starts at step 0. Most teachers ignore it."""

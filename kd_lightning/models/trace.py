@@ -36,7 +36,9 @@ def traced(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[list[Run],
     runs: list[Run] = []
     names = {module: name for name, module in network.named_modules() if name}
     parameter = next(network.parameters(), torch.empty(0))
-    noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(parameter)
+    noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(
+        parameter.device, parameter.dtype
+    )
 
     def note(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         entered = args[0] if args and isinstance(args[0], Tensor) else None
