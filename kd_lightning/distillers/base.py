@@ -1,7 +1,7 @@
 """What every training scheme shares: one student, criteria, an optimizer, and the evaluation of the student."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from kd_lightning.batch import Batch, as_batch, check_labels
 from kd_lightning.distillers.building import built
@@ -19,7 +20,7 @@ from kd_lightning.distillers.data_facts import classes_of, train_targets_of, vie
 from kd_lightning.distillers.evaluating import log_figures, take_in
 from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.metrics import Evaluations
-from kd_lightning.distillers.nonfinite import stop_if_not_finite
+from kd_lightning.distillers.nonfinite import FiniteWatch
 from kd_lightning.distillers.optimizing import Decayed, parameter_groups
 from kd_lightning.distillers.scheduling import check_restored, epochs_in, length_of, scheduled
 from kd_lightning.distillers.shares import share_of
@@ -29,7 +30,7 @@ from kd_lightning.models import NetworkLike, Outputs, Views
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
 from kd_lightning.models.weights import matched
-from kd_lightning.seeds import hashed, run_seed
+from kd_lightning.seeds import hashed_int, run_seed, seed_torch
 
 STUDENT = "student."  # what the student's entries in a checkpoint start with
 
@@ -69,7 +70,7 @@ class Distiller(pl.LightningModule, ABC):
         self.student: nn.Module | None = None
         self.meter = TermMeter([*criteria, "loss"])
         self.rate = 0.0  # of the last step; at the end of an epoch the schedule has already moved on
-        self._unreached = Unreached()
+        self._unreached, self._watch = Unreached(), FiniteWatch()
         self._restored: dict[str, Any] | None = None
 
     # What a scheme says
@@ -84,7 +85,7 @@ class Distiller(pl.LightningModule, ABC):
         """Set up whoever answers beside the student; where its taps are, None if there is nobody."""
 
     @abstractmethod
-    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+    def teach(self, batch: Batch, views: Set[str]) -> dict[str, Outputs]:
         """What it answers to these views of a batch."""
 
     def parts(self) -> Sequence[str]:
@@ -191,7 +192,7 @@ class Distiller(pl.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Name what is random inside the step (dropout, drop path) by seed, epoch, batch and rank."""
-        torch.manual_seed(int(hashed(self.seed, "step", self.schedule_epoch, batch_idx, self.global_rank)))
+        seed_torch(hashed_int(self.seed, "step", self.schedule_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The weighted sum of the terms, weighted by this rank's share of the global batch."""
@@ -203,14 +204,13 @@ class Distiller(pl.LightningModule, ABC):
             raise ValueError(f"criteria look at the views {sorted(missing)}, the batch has {sorted(batch.images)}")
         student = {view: self._answer(batch.images[view]) for view in sorted(criteria.views())}
         loss, values = criteria(student, self.teach(batch, criteria.asks_teacher(epoch)), batch, epoch)
-        stop_if_not_finite(loss, values, batch, self)
+        self._watch.note(loss, values, batch, self)
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
-        key = (epoch, tuple(values))  # what a loss reaches may change from epoch to epoch
         if self.device_mesh is None:  # FSDP waits for nobody, and leaves no gradient where none came
             trained = chain(self._student().parameters(), self.criteria.parameters())
-            loss = self._unreached.tied(loss, key, trained, self.trainer.world_size)
-        return cast(Tensor, loss * self._share(len(batch), batch_idx))
+            loss = self._unreached.tied(loss, (epoch, tuple(values)), trained, self.trainer.world_size)
+        return cast(Tensor, loss if self.trainer.world_size == 1 else loss * self._share(len(batch), batch_idx))
 
     def _answer(self, image: Tensor) -> Outputs:
         with tapped(self._student(), self._submodules) as taps:
@@ -224,8 +224,9 @@ class Distiller(pl.LightningModule, ABC):
     def _over_ranks(self, value: Tensor) -> Tensor:
         return cast(Tensor, self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))
 
-    def on_after_backward(self) -> None:
-        """A parameter that no active term reaches has no gradient, so weight decay and momentum leave it alone."""
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop if a loss was not finite; what no active term reaches has no gradient, so no weight decay changes it."""
+        self._watch.settle(self)
         self._unreached.release()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -238,8 +239,7 @@ class Distiller(pl.LightningModule, ABC):
         self._log_terms()
 
     def _log_terms(self) -> None:
-        means = {f"train/{name}": value for name, value in self.meter.read(self._over_ranks).items()}
-        if not means:
+        if not (means := {f"train/{name}": mean for name, mean in self.meter.read(self._over_ranks).items()}):
             return
         self._to_loggers(means | {"lr": self.rate})
         self.trainer.progress_bar_metrics.update({"loss": means["train/loss"]})

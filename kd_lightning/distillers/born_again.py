@@ -1,6 +1,7 @@
 """Born-again networks: generations of one student, each learning from the one before."""
 
 import copy
+from collections.abc import Set
 from typing import Any, Literal, cast
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -128,7 +129,7 @@ class BornAgainDistiller(Distiller):
         """
         return self.succession.known(need, term) if need in OF_THE_TEACHER else super().fact(need, term)
 
-    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+    def teach(self, batch: Batch, views: Set[str]) -> dict[str, Outputs]:
         """The present teacher's answer to each of these views."""
         return self.succession.answers(batch, views, self.trainer.training)
 

@@ -1,5 +1,6 @@
 """Supervised training: how baselines and teachers are made."""
 
+from collections.abc import Set
 from typing import Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -63,6 +64,6 @@ class Classifier(Distiller):
         """Spread the student over the ranks."""
         shard_trained(self._student(), self.criteria, self.trainer.strategy)
 
-    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+    def teach(self, batch: Batch, views: Set[str]) -> dict[str, Outputs]:
         """Nobody answers."""
         return {}

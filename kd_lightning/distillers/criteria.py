@@ -118,7 +118,9 @@ class Criteria(nn.Module):
                 )
         self.terms = dict(terms)
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
+        self._views = frozenset(view for term in terms.values() for view in term.student_looks())
         self._facts: dict[str, dict[str, object]] = {}
+        self._now: tuple[int, dict[str, float], frozenset[str]] | None = None
         self._epochs: int | None = None
 
     @staticmethod
@@ -137,9 +139,9 @@ class Criteria(nn.Module):
         """Names of all taps of the teacher; empty if no term asks it."""
         return sorted({name for term in self.terms.values() for name in term.teacher_taps()})
 
-    def views(self) -> set[str]:
+    def views(self) -> frozenset[str]:
         """Names of the views that the student looks at."""
-        return {view for term in self.terms.values() for view in term.student_looks()}
+        return self._views
 
     def build(self, student: TapPlan, teacher: TapPlan | None) -> None:
         """Tell every loss the shapes of its taps; its adapters start from (seed, name of the term).
@@ -168,6 +170,7 @@ class Criteria(nn.Module):
         Raises:
             ValueError: if nobody knows it.
         """
+        self._now = None
         for name, term in self.terms.items():
             try:
                 self._facts[name] = {need: fact(need, term) for need in sorted(self._needs(term) & OF_THE_RUN)}
@@ -188,13 +191,20 @@ class Criteria(nn.Module):
 
     def active(self, epoch: int) -> dict[str, float]:
         """Weights that are not 0 in an epoch, by the name of the term."""
-        weights = {name: term.schedule()(epoch, self._epochs) for name, term in self.terms.items()}
-        return {name: weight for name, weight in weights.items() if weight != 0}
+        return self._in(epoch)[0]
 
-    def asks_teacher(self, epoch: int) -> set[str]:
+    def asks_teacher(self, epoch: int) -> frozenset[str]:
         """Views on which some term that is active in an epoch asks the teacher."""
-        asking = [self.terms[name] for name in self.active(epoch) if self.terms[name].teacher_taps()]
-        return {view for term in asking for view in term.teacher_looks()}
+        return self._in(epoch)[1]
+
+    def _in(self, epoch: int) -> tuple[dict[str, float], frozenset[str]]:
+        """What is asked several times a step, computed once an epoch."""
+        if self._now is None or self._now[0] != epoch:
+            weights = {name: term.schedule()(epoch, self._epochs) for name, term in self.terms.items()}
+            active = {name: weight for name, weight in weights.items() if weight != 0}
+            asking = [self.terms[name] for name in active if self.terms[name].teacher_taps()]
+            self._now = epoch, active, frozenset(view for term in asking for view in term.teacher_looks())
+        return self._now[1:]
 
     def forward(
         self,

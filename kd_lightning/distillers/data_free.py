@@ -1,5 +1,6 @@
 """Data-free distillation: the images are made by a generator, which learns from the teacher."""
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -194,7 +195,7 @@ class DataFreeDistiller(Distiller):
     def _averaged(self, value: Tensor) -> Tensor:
         return value if self.trainer.world_size == 1 else self._over_ranks(value) / self.trainer.world_size
 
-    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+    def teach(self, batch: Batch, views: Set[str]) -> dict[str, Outputs]:
         """The teacher's answer, which a training step has already asked for."""
         told, self._told = self._told, None
         return answers(self.teacher, batch, views, self.trainer.training) if told is None else {VIEW: told}

@@ -1,6 +1,6 @@
 """The distillation token of DeiT: a student with two heads, one for the labels and one for the teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -164,7 +164,7 @@ class DeiTDistiller(Distiller):
             raise ValueError("the loss needs the student's classifier, but a student with two heads has two")
         return known_of(self.teacher, need, term) if need in OF_THE_TEACHER else super().fact(need, term)
 
-    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+    def teach(self, batch: Batch, views: Set[str]) -> dict[str, Outputs]:
         """The teacher's answer to each of these views; see `answers`."""
         return answers(self.teacher, batch, views, self.trainer.training)
 

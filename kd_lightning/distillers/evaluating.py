@@ -1,6 +1,6 @@
 """An evaluation's steps: answers are taken in, figures are logged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ from kd_lightning.distillers.metrics import Evaluations
 from kd_lightning.models import Outputs
 
 Examined = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
-Teach = Callable[[Batch, set[str]], dict[str, Outputs]]
+Teach = Callable[[Batch, Set[str]], dict[str, Outputs]]
 
 
 def take_in(batch: Any, metrics: Evaluations, examined: Examined, teach: Teach | None, together: bool) -> None:

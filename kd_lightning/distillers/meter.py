@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class TermMeter:
-    """Sums of named values and of the samples behind them, in one float64 tensor.
+    """Sums of named values, float64, and the samples behind them.
 
     Args:
         names: All values that may come; a value that did not come since the last reading is not in the next one.
@@ -15,32 +15,54 @@ class TermMeter:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self.sums: Tensor | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # values that come together are summed together
+        self._samples: dict[str, float] = {}
+        self._restored: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor], samples: int) -> None:
         """Take in means over ``samples`` samples; no host sees them yet."""
-        device = next(iter(values.values())).device
-        if self.sums is None:
-            self.sums = torch.zeros(2, len(self.names), dtype=torch.float64)
-        if self.sums.device != device:
-            self.sums = self.sums.to(device)
-        came = torch.tensor([float(name in values) for name in self.names], dtype=torch.float64)
-        zero = torch.zeros((), device=device)
-        now = torch.stack([values.get(name, zero).detach().to(torch.float64) for name in self.names])
-        self.sums += samples * torch.stack([now, came.to(device)])
+        key = tuple(values)
+        now = torch.stack([value.detach() for value in values.values()])
+        if key not in self._sums:
+            # So that a resumed sum is rounded as one that was not interrupted.
+            start = [self._restored.pop(name, 0.0) for name in key]
+            self._sums[key] = torch.tensor(start, dtype=torch.float64, device=now.device)
+        self._sums[key].add_(now, alpha=samples)
+        for name in key:
+            self._samples[name] = self._samples.get(name, 0.0) + samples
+
+    @property
+    def sums(self) -> Tensor | None:
+        """Sums and samples by name, float64 ``[2, names]``, on the CPU; None if nothing came."""
+        if not self._samples:
+            return None
+        sums = dict(self._restored)
+        for key, part in self._sums.items():
+            for name, value in zip(key, part.tolist(), strict=True):
+                sums[name] = sums.get(name, 0.0) + value
+        rows = [[found.get(name, 0.0) for name in self.names] for found in (sums, self._samples)]
+        return torch.tensor(rows, dtype=torch.float64)
 
     def read(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The means since the last reading; ``over_ranks`` sums a tensor over the processes."""
-        if self.sums is None:
+        if (both := self.sums) is None:
             return {}
-        sums, counts = over_ranks(self.sums).tolist()
-        self.sums = None
+        sums, counts = over_ranks(both).tolist()
+        self.clear()
         return {name: s / n for name, s, n in zip(self.names, sums, counts, strict=True) if n > 0}
 
     def state(self, over_ranks: Callable[[Tensor], Tensor]) -> Tensor | None:
         """What a checkpoint keeps: the sums over all ranks."""
-        return None if self.sums is None else over_ranks(self.sums.clone()).cpu()
+        return None if (both := self.sums) is None else over_ranks(both).cpu()
 
     def restore(self, state: Tensor | None, rank: int) -> None:
         """Take up a state; the first rank holds what all have summed."""
-        self.sums = state if rank == 0 or state is None else torch.zeros_like(state)
+        self.clear()
+        if state is not None:
+            sums, samples = (state if rank == 0 else torch.zeros_like(state)).tolist()
+            self._samples = dict(zip(self.names, samples, strict=True))
+            self._restored = dict(zip(self.names, sums, strict=True))

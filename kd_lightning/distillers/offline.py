@@ -1,5 +1,6 @@
 """Offline distillation: a teacher that was trained before, or the student's own average, or none at all."""
 
+from collections.abc import Set
 from typing import Any, Literal, cast
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -170,7 +171,7 @@ class OfflineDistiller(Distiller):
         if self.knn is not None and (figures := self.knn.compute()):
             self._log_figures("val", figures)
 
-    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+    def teach(self, batch: Batch, views: Set[str]) -> dict[str, Outputs]:
         """The teacher's answer to each of these views; see `answers`."""
         if self.teacher is None:
             return {}

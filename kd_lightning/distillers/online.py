@@ -1,6 +1,6 @@
 """Online distillation: peers that learn together, from the labels and from each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Literal, cast
 
 import torch
@@ -18,7 +18,6 @@ from kd_lightning.distillers.criteria import Term
 from kd_lightning.distillers.data_facts import classes_of, views_of
 from kd_lightning.distillers.lessons import Lessons, checked_names
 from kd_lightning.distillers.meter import TermMeter
-from kd_lightning.distillers.nonfinite import stop_if_not_finite
 from kd_lightning.distillers.optimizing import Decayed, parameter_groups
 from kd_lightning.distillers.peer_evaluation import PeerEvaluations
 from kd_lightning.distillers.peers import Peer, Peers, answers_of, build_peer, plans_of, shown_to, top1_of, untrained
@@ -100,7 +99,7 @@ class OnlineDistiller(Distiller):
     def prepare(self, num_classes: int, views: Views) -> None:
         """Nobody but the peers answers."""
 
-    def teach(self, batch: Batch, views: set[str]) -> dict[str, Outputs]:
+    def teach(self, batch: Batch, views: Set[str]) -> dict[str, Outputs]:
         """Nobody but the peers answers."""
         return {}
 
@@ -240,7 +239,7 @@ class OnlineDistiller(Distiller):
         taught, criteria = self._lessons.taught(epoch, ask)
         loss, values = criteria(self._lessons.spoken(answers), taught, batch, epoch)
         values = self._lessons.means(values)
-        stop_if_not_finite(loss, values, batch, self)
+        self._watch.note(loss, values, batch, self)
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.meter.add({**values, "loss": loss.detach()}, len(batch))
         trained = (p for name in self._peers if self.collaboration.trains(name) for p in self.owned(name).parameters())

@@ -1,6 +1,6 @@
 """Who teaches which generation: a given teacher or nobody the first, each later one the one before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -126,7 +126,7 @@ class Succession:
         """
         return known_of(self.present() or self.previous, need, term)
 
-    def answers(self, batch: Batch, views: set[str], training: bool) -> dict[str, Outputs]:
+    def answers(self, batch: Batch, views: Set[str], training: bool) -> dict[str, Outputs]:
         """The present teacher's answer to each of these views; nothing where there is none."""
         teacher = self.present()
         return {} if teacher is None else answers(teacher, batch, views, training)

@@ -1,7 +1,7 @@
 """What the schemes with a teacher have in common: it is asked, examined before step 0, and known to the losses."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
@@ -53,7 +53,7 @@ def temperatures(criteria: Criteria) -> dict[str, float]:
     }
 
 
-def answers(teacher: Teacher, batch: Batch, views: set[str], training: bool) -> dict[str, Outputs]:
+def answers(teacher: Teacher, batch: Batch, views: Set[str], training: bool) -> dict[str, Outputs]:
     """The teacher's answer to each of these views; what is measured outside of training never looks at the labels."""
     ask = teacher if training else teacher.unlabelled
     return {view: ask(batch, view) for view in sorted(views)}

@@ -37,8 +37,11 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def computed(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = next(_tensors([*args, *kwargs.values()]))
-        with torch.autocast(first.device.type, enabled=False):
-            return function(*map(_raised, args), **{name: _raised(value) for name, value in kwargs.items()})
+        device = next(_tensors([*args, *kwargs.values()])).device.type
+        raised, named = map(_raised, args), {name: _raised(value) for name, value in kwargs.items()}
+        if not torch.is_autocast_enabled(device):
+            return function(*raised, **named)
+        with torch.autocast(device, enabled=False):
+            return function(*raised, **named)
 
     return computed

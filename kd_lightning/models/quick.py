@@ -60,7 +60,7 @@ def folded(network: nn.Module, image_shape: tuple[int, ...], taps: Iterable[str]
     made.eval()
     parameter = next(network.parameters(), torch.empty(0))
     noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(parameter)
-    with at_rest(network), at_rest(made):
+    with at_rest(network), at_rest(made), torch.autocast(noise.device.type, enabled=False):
         try:
             before, after = network(noise), made(noise)
         except (AttributeError, RuntimeError):  # it asks a normalisation for something

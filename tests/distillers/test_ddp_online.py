@@ -55,7 +55,7 @@ class Recompute(pl.Callback):
         self.pairs, self.became = [], None
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        module.meter.sums = None
+        module.meter.clear()
         module.collaboration.unite()  # what is not trained here is not used there either
         self.own, other = ("a", "b") if trainer.global_rank < devices / 2 else ("b", "a")
         networks = module.student.networks
