@@ -36,7 +36,8 @@ def options(path: Path, root: Path, teachers: dict[str, str], batches: int) -> l
     init = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
     given = [f"--data.init_args.root={root.resolve()}", f"--trainer.log_every_n_steps={EVERY}"]
     given += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={batches}", "--trainer.limit_val_batches=0"]
-    if (name := init["teacher"]["init_args"]["network"]["name"]) not in teachers:
+    network = ((init["teacher"] or {}).get("init_args") or {}).get("network")  # of one frozen teacher
+    if network is None or (name := network["name"]) not in teachers:
         return given
     weights = str(Path(teachers[name]).resolve())
     given += [f"--model.teacher.init_args.network.weights={weights}"]

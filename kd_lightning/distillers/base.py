@@ -11,7 +11,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from kd_lightning.batch import Batch, as_batch, check_labels
 from kd_lightning.distillers.building import built
@@ -224,8 +223,8 @@ class Distiller(pl.LightningModule, ABC):
     def _over_ranks(self, value: Tensor) -> Tensor:
         return cast(Tensor, self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Stop if a loss was not finite; what no active term reaches has no gradient, so no weight decay changes it."""
+    def on_after_backward(self) -> None:
+        """Stop if the loss was not finite; what no term reaches has no gradient, so weight decay leaves it alone."""
         self._watch.settle(self)
         self._unreached.release()
 

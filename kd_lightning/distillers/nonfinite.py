@@ -28,8 +28,8 @@ class Noted(NamedTuple):
 class FiniteWatch:
     """Looks at every loss before the optimizer's step, without a GPU that waits for the host.
 
-    On a CPU it looks at once. On a GPU it looks right before the step: the answer was sent when the forward pass ended,
-    and while the host waits for it the backward pass is still running.
+    On a CPU it looks at once. On a GPU it looks when the backward pass has been started: the answer was sent when the
+    forward pass ended, and while the host waits for it the device goes on.
     """
 
     def __init__(self) -> None:
@@ -51,10 +51,10 @@ class FiniteWatch:
         self._noted.append(Noted(loss.detach(), values, batch, finite, there))
 
     def settle(self, module: pl.LightningModule) -> None:
-        """Let the optimizer's step be made.
+        """Let the training go on.
 
         Raises:
-            NonFiniteLossError: if a loss since the last step is not finite.
+            NonFiniteLossError: if a loss that was noted is not finite.
         """
         noted, self._noted = self._noted, []
         for loss, values, batch, finite, there in noted:

@@ -74,7 +74,7 @@ class Watch(pl.Callback):
         meter: Any = pl_module.meter
         sums, counts = meter.sums.tolist()
         self.terms.append({n: s / c for n, s, c in zip(meter.names, sums, counts, strict=True) if c})
-        meter.sums = None
+        meter.clear()
 
 
 def formula() -> dict[str, Term]:

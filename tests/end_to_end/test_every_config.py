@@ -76,6 +76,8 @@ def frozen(teacher: dict[str, Any] | None, key: str = "--model.teacher") -> Iter
     init = (teacher or {}).get("init_args", {})
     if "network" in init:
         yield f"{key}.init_args", init["network"]
+    if "teacher" in init:
+        yield from frozen(init["teacher"], f"{key}.init_args.teacher")
     for name, member in init.get("teachers", {}).items():
         yield from frozen(member, f"{key}.init_args.teachers.{name}")
 
@@ -142,7 +144,7 @@ CIFAR = sorted(
 )
 STAGED = {"ab", "fsp", "ft", "fitnets_two_stage"}  # 30 epochs before the protocol's
 LONG = {"mlkd"}
-OTHER_TEACHERS = {"dino", "ensemble", "mean_teacher", "tf_kd"}  # than one frozen network
+OTHER_TEACHERS = {"dino", "ensemble", "kd_stored", "mean_teacher", "tf_kd"}  # than one frozen network
 
 
 @pytest.mark.parametrize("path", CIFAR, ids=lambda path: f"{path.parent.name}-{path.stem}")

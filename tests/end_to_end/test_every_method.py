@@ -62,6 +62,8 @@ def frozen(teacher: dict[str, Any] | None, key: str = "--model.teacher") -> Iter
     init = (teacher or {}).get("init_args", {})
     if "network" in init:
         yield f"{key}.init_args", init
+    if "teacher" in init:
+        yield from frozen(init["teacher"], f"{key}.init_args.teacher")
     for name, member in init.get("teachers", {}).items():
         yield from frozen(member, f"{key}.init_args.teachers.{name}")
 
@@ -136,6 +138,8 @@ def test_the_distillation_term_falls_and_reaches_the_student(
         still = '{"default": {"flip": false, "crop_padding": 0}}'
         options += ["--model.criteria.crd.loss.init_args.negatives=32", f"--data.init_args.views={still}"]
         first, last = 2, 16
+    if path.stem == "eskd":
+        options.append("--model.criteria.kd.weight.init_args.end=4")  # to the end, as nothing comes after it here
     if path.stem == "ft":
         # The paraphraser learns first, here for two epochs, and not from the student: its error is watched.
         options.append("--model.criteria.ft.loss.init_args.paraphraser_epochs=2")
