@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Train by DINO over a moving average for two epochs in float64; write what each rank holds at the end."""
 import sys

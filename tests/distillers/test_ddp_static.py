@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Distil in float64 with bucket views, a static graph and accumulated gradients; count what is said in a step."""
 import json, sys

@@ -12,6 +12,7 @@ CONFIGS = Path(__file__).parents[2] / "configs/digits"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 
 
+@pytest.mark.slow
 def test_a_chain_is_one_command_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

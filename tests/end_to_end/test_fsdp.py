@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TEACHER = Path(__file__).parents[2] / "configs/digits/supervised/teacher.yaml"
 
 
@@ -24,6 +26,7 @@ def command(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_fit_on_two_ranks_and_test_on_one(tmp_path: Path) -> None:
     options = [
         "--trainer.max_epochs=1",

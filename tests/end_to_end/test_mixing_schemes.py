@@ -144,6 +144,7 @@ LOCAL = ("local1", "local2", "local3", "local4")
 GENERATIONS = ("--model.generations=2", "--model.epochs_per_generation=2", "--trainer.max_epochs=4")
 DEIT = ("--model.scheduler.init_args.warmup_epochs=0", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=20")
 KDCL = "--model.collaboration.init_args.ensemble="
+QUICK = ("kd", "dml", "ban", "deit hard")  # the others are slow together
 SCHEMES = {
     "alone": Scheme("supervised/student", ["ce"], teacher=()),
     "kd": Scheme("offline/kd", ["kd"]),
@@ -169,7 +170,9 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SCHEMES]
+)
 def test_all_see_the_mixed_pixels_and_learn(name: str, fit: Fit, steps: list[Step]) -> None:
     scheme = SCHEMES[name]
     folder = fit(scheme.config, "--trainer.max_epochs=2", *scheme.options, *MIXED)
