@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from benchmarks.speed.networks import device, sgd, student_and_teacher
 from benchmarks.speed.setting import SMALL, Setting
 from benchmarks.speed.turns import turns
+from kd_lightning.cli.allocator import keep_freed_memory
 from kd_lightning.cli.precision import gains_from_bfloat16
 from kd_lightning.datamodules import CIFAR100DataModule, ImageFolderDataModule
 from kd_lightning.datamodules.loader import Loader
@@ -27,6 +28,7 @@ def our_loader(setting: Setting, batch: int, where: torch.device) -> Loader:
 
 def run(setting: Setting) -> None:
     """Train the student alone."""
+    keep_freed_memory()  # as the command line does
     where, lower = device(), gains_from_bfloat16("auto")
     loader, (student, _) = our_loader(setting, setting.batch, where), student_and_teacher(setting)
     student = student.to(where, memory_format=torch.channels_last).train()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from kd_lightning.cli.allocator import keep_freed_memory
 from kd_lightning.cli.door import Door
 from kd_lightning.cli.parser import guard
 from kd_lightning.cli.yaml_file import check_yaml
@@ -117,6 +118,7 @@ def run(arguments: Sequence[str]) -> int:
     line = list(arguments)
     door: Door | None = None
     try:
+        keep_freed_memory()
         guard(taken(line, "--allow"))
         meant = translated(line)
         if meant is None:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Literal
 
 import torch
@@ -85,6 +84,7 @@ class FrozenTeacher(Teacher):
             network = recipe
         self.adapter = InputAdapter(views, normalisation, size)
         self.network, self._quick = network.requires_grad_(False).eval().to(dtype=self.dtype), None
+        self._values = list(self.network.parameters())
         self.network.to(memory_format=self.memory_format)
         side = views.image_shape[1:] if size is None else (size, size)
         self._image_shape = (views.image_shape[0], *side)
@@ -170,7 +170,7 @@ class FrozenTeacher(Teacher):
         self._ready()
         image = self.adapter(batch.images[view]).to(dtype=self.dtype, memory_format=self.memory_format)
         network = self._made_quick(image)
-        with tapped(network.eval(), self._submodules) as taps:
+        with tapped(network.eval() if network.training else network, self._submodules) as taps:
             logits = network(image)
         return Outputs(logits if self.class_map is None else self.class_map(logits), self._plan.picked(taps))
 
@@ -181,7 +181,7 @@ class FrozenTeacher(Teacher):
             return self._made_sharded(network, image.dtype, self._mesh)
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         # A generation is taught by a network whose weights are replaced in place, which their versions tell.
-        written = sum(value._version for value in chain(network.parameters(), network.buffers()))
+        written = sum(value._version for value in self._values)
         key = network, written, image.dtype, device, lower
         if self._quick is None or self._quick[0] != key:
             network.to(image.dtype)

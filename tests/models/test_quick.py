@@ -123,3 +123,16 @@ def test_a_teacher_taps_the_same_with_and_without() -> None:
         answers.append(teacher(Batch({"default": images}, torch.zeros(4).long())))
     torch.testing.assert_close(answers[0].logits, answers[1].logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(answers[0].taps, answers[1].taps, rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_asked_in_mixed_precision_is_folded_too() -> None:
+    network = lived_in(Network("cifar_resnet20").build(7, seed=1))
+    teacher = FrozenTeacher(network, check=False)
+    teacher.setup(7, Views(SHAPE), [])
+    images = torch.randn(4, *SHAPE)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = teacher(Batch({"default": images}, torch.zeros(4).long())).logits
+        assert teacher._quick is not None
+        assert norms(teacher._quick[1]) == 0
+        expected = network(images)
+    assert (logits - expected).abs().max() < 0.03 * expected.abs().max()  # bfloat16 has 8 bits
