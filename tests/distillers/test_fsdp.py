@@ -14,6 +14,7 @@ from torch import nn
 from kd_lightning.distillers.scheduling import check_restored
 from kd_lightning.models import load_weights
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Distil for six steps in float64 by logits and features; write what each rank holds."""
 import sys

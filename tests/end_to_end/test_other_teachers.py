@@ -120,6 +120,7 @@ def neighbours(folder: RunFolder) -> list[float]:
         return [float(row["val/knn_top1"]) for row in csv.DictReader(file) if row["val/knn_top1"]]
 
 
+@pytest.mark.slow
 def test_dino_learns_what_neighbours_confirm(fit: Fit) -> None:
     config = CONFIGS / "offline/dino.yaml"
     (untrained,) = neighbours(fit(config, "u", "--trainer.max_epochs=1", "--model.optimizer.init_args.lr=0"))
