@@ -135,8 +135,7 @@ class BornAgainDistiller(Distiller):
 
     def criteria_now(self) -> Criteria:
         """The criteria, or in a generation without a teacher those that do without."""
-        (first,) = self._first
-        return first if first is not None and self.generation == 0 else self.criteria
+        return self._first[0] if self._first[0] is not None and self.generation == 0 else self.criteria
 
     # One generation after another
 

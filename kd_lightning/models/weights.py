@@ -111,8 +111,7 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} " + ("is a folder" if path.is_dir() else "does not exist"))
-    content = _read(path, sha256)
-    state = content
+    content = state = _read(path, sha256)
     if isinstance(content, Mapping):
         state = next((inner for key in STATE_DICT_KEYS if isinstance(inner := content.get(key), Mapping)), content)
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
