@@ -1,20 +1,19 @@
 """One trunk with several branches and a gate: peers that share their first layers."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.models.network import Network
+from kd_lightning.models.network import InnerRecipe, build_inner
 from kd_lightning.models.peer_weights import BRANCHES, plain_weights
 from kd_lightning.models.taps import at_rest
 from kd_lightning.models.token_maps import to_map
 from kd_lightning.models.trace import traced
-from kd_lightning.seeds import MASK, hashed, run_seed, seeded
+from kd_lightning.seeds import MASK, hashed_int, run_seed, seeded
 
-Recipe = Network | nn.Module | Mapping[str, Any]
 SIDE = 32  # pixels of the noise by which a cut is tried, where the network does not say its own
 
 
@@ -99,7 +98,7 @@ class BranchedNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Recipe,
+        network: InnerRecipe,
         at: str,
         branches: int = 3,
         only: int | None = None,
@@ -165,12 +164,9 @@ class BranchedNetwork(nn.Module):
         return plain_weights(self.state_dict(), branch)
 
 
-def _built(network: Recipe, branches: int, num_classes: int, in_chans: int) -> list[nn.Module]:
-    if isinstance(network, nn.Module):
-        return [copy.deepcopy(network) for _ in range(branches)]
-    recipe = network if isinstance(network, Network) else Network(**cast(dict[str, Any], network))
+def _built(network: InnerRecipe, branches: int, num_classes: int, in_chans: int) -> list[nn.Module]:
     # Of who builds it, so that two peers of one recipe start apart; a student's first starts as the plain network does.
     own = torch.initial_seed() & MASK
-    first = None if own == int(hashed(run_seed(), "initialisation", "student")) else own
-    seeds = [first, *(int(hashed(own, "branch", index)) for index in range(1, branches))]
-    return [recipe.build(num_classes, in_chans, seed=seed) for seed in seeds]
+    first = None if own == hashed_int(run_seed(), "initialisation", "student") else own
+    seeds = [first, *(hashed_int(own, "branch", index) for index in range(1, branches))]
+    return [build_inner(network, num_classes, in_chans, seed) for seed in seeds]

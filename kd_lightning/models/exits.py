@@ -1,15 +1,14 @@
 """One network with exits on the way, which answer from the first layers alone; the deepest answer teaches them."""
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.models.anatomy import STEMS, Anatomy, HasFeatureInfo, HasStemInfo, is_symbol
 from kd_lightning.models.branched import HasBranches
-from kd_lightning.models.network import Network
+from kd_lightning.models.network import InnerRecipe, build_inner
 from kd_lightning.models.peer_weights import EXITS, NETWORK
 from kd_lightning.models.stopped import stopped
 from kd_lightning.models.tap_plan import several
@@ -17,7 +16,6 @@ from kd_lightning.models.taps import place, probe, tapped
 from kd_lightning.models.token_maps import HasOutputFormat, HasPatches, prefix_tokens
 from kd_lightning.seeds import MASK, seeded
 
-Recipe = Network | nn.Module | Mapping[str, Any]
 SIDE = 32  # pixels of the images by which sizes are found, where the network does not say its own
 SQUEEZE = 4  # channels of the deepest features over those inside a bottleneck, at least
 
@@ -97,7 +95,7 @@ class MultiExitNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Recipe,
+        network: InnerRecipe,
         exits: Sequence[str] | None = None,
         only: int | None = None,
         num_classes: int = 1000,
@@ -107,7 +105,7 @@ class MultiExitNetwork(nn.Module):
         super().__init__()
         shape = (in_chans, image_size, image_size)
         seed = torch.initial_seed() & MASK  # of who builds it, so that two peers of one recipe start apart
-        whole = _built(network, num_classes, in_chans, seed)
+        whole = build_inner(network, num_classes, in_chans, seed)
         anatomy = Anatomy(whole, shape)
         places, last = _places(anatomy, exits), _as_map(anatomy.stages()[-1])
         if only is not None and not 1 <= only <= len(places):
@@ -179,13 +177,6 @@ class MultiExitNetwork(nn.Module):
         for number, at in enumerate(self._places, start=1):
             self.exits[str(number)](taps[at])  # heard by whoever taps it
         return logits
-
-
-def _built(network: Recipe, num_classes: int, in_chans: int, seed: int) -> nn.Module:
-    if isinstance(network, nn.Module):
-        return copy.deepcopy(network)
-    recipe = network if isinstance(network, Network) else Network(**cast(dict[str, Any], network))
-    return recipe.build(num_classes, in_chans, seed=seed)
 
 
 def _as_map(tap: str) -> str:

@@ -1,9 +1,10 @@
 """A network as a recipe: what to build, from which weights, and what input it was made for."""
 
+import copy
 import difflib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_type_hints
@@ -235,10 +236,28 @@ class Network:
             )
 
 
+InnerRecipe = Network | nn.Module | Mapping[str, Any]
+
+
+def build_inner(network: InnerRecipe, num_classes: int, in_chans: int, seed: int | None) -> nn.Module:
+    """The network that another is made of: built from its recipe or the recipe's fields; of a module, a copy.
+
+    Args:
+        network: Recipe, fields or module.
+        num_classes: C.
+        in_chans: Channels of the images.
+        seed: Of the initialisation; None for the run's. A copy keeps the module's weights.
+    """
+    if isinstance(network, nn.Module):
+        return copy.deepcopy(network)
+    recipe = network if isinstance(network, Network) else Network(**cast(dict[str, Any], network))
+    return recipe.build(num_classes, in_chans, seed=seed)
+
+
 if TYPE_CHECKING:
     NetworkLike: TypeAlias = Network | nn.Module
 else:
     # A YAML file states recipes; in Python a module may be given in a recipe's place.
     NetworkLike = Network
 
-__all__ = ["Network", "NetworkLike", "Role", "weights_file"]
+__all__ = ["InnerRecipe", "Network", "NetworkLike", "Role", "build_inner", "weights_file"]

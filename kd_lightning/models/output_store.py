@@ -82,8 +82,9 @@ class OutputStore:
     """Rows that several processes fill and read at once.
 
     A row is written first, then its checksum, then its mark, so a process that dies leaves no wrong row behind; a row
-    whose checksum is wrong counts as missing. Rows that are there are not written again. Processes of one machine see
-    each other's rows at once; a network file system may show them later, which costs time and nothing else.
+    whose checksum is wrong counts as missing. Who writes a row that another process has just written replaces it; of
+    two that write it at once, at worst neither's is whole. Processes of one machine see each other's rows at once; a
+    network file system may show them later, which costs time and nothing else.
 
     Args:
         path: Of the file; made, with its folders, where it is not there.
