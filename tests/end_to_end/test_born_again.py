@@ -3,9 +3,9 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -20,6 +20,7 @@ FILES = sorted(CONFIGS.glob("*/born_again/*.yaml"))
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 BATCH = "--data.init_args.global_batch_size=404"  # 3 steps an epoch
 Fit = Callable[..., RunFolder]
+GoneAt = Callable[[int], AbstractContextManager[None]]
 
 
 def shares(generations: int, epochs: int) -> list[str]:
@@ -81,22 +82,6 @@ def test_every_method_trains_generations_and_tests_them(fit: Fit, path: Path) ->
     assert results["test/teacher_top1"] == results["test/generation_1_top1"]
 
 
-class Interrupted(Exception):
-    """A run that is gone, without a word to anybody."""
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run be gone at the end of a step, once."""
-    begin = pl.LightningModule.on_before_zero_grad
-
-    def begun(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step == step:
-            monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begin)
-            raise Interrupted
-
-    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begun)
-
-
 AVERAGE = '--trainer.callbacks=[{"class_path": "kd_lightning.callbacks.StudentEMA", "init_args": {"decay": 0.5}}]'
 
 
@@ -105,13 +90,10 @@ AVERAGE = '--trainer.callbacks=[{"class_path": "kd_lightning.callbacks.StudentEM
     ("step", "options"),
     [(2, []), (7, []), (6, ["--checkpoints.every_steps=2"]), (10, [AVERAGE]), (13, ["--checkpoints.every_steps=2"])],
 )
-def test_resumed_equals_uninterrupted(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, step: int, options: Sequence[str]
-) -> None:
+def test_resumed_equals_uninterrupted(fit: Fit, gone_at: GoneAt, step: int, options: Sequence[str]) -> None:
     options = [*shares(3, 2), "--trainer.log_every_n_steps=3", *options]
     whole = fit(BAN, "whole", *options)
-    interrupt_at(step, monkeypatch)
-    with pytest.raises(Interrupted):
+    with gone_at(step):
         fit(BAN, "stopped", *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert run(["resume", str(stopped.path)]) == 0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ CONFIG = CONFIGS / "online/be_your_own_teacher.yaml"
 PLAIN: dict[str, Any] = {"name": "cifar_resnet8", "kwargs": {"widths": [2, 2, 4, 8]}}
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 Fit = Callable[..., RunFolder]
+GoneAt = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -35,21 +37,6 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     return fitted
 
 
-class Interrupted(Exception):
-    """A run that is gone, without a word to anybody."""
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = pl.LightningModule.on_before_zero_grad
-
-    def begun(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step == step:
-            monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begin)
-            raise Interrupted
-
-    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begun)
-
-
 def state(folder: RunFolder) -> dict[str, Any]:
     found: dict[str, Any] = torch.load(folder.last, weights_only=True)["state_dict"]
     return found
@@ -61,11 +48,10 @@ def figures_of(folder: RunFolder) -> dict[str, Any]:
     return found
 
 
-def test_resumed_equals_uninterrupted(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_equals_uninterrupted(fit: Fit, gone_at: GoneAt) -> None:
     options = ["--trainer.max_epochs=2", "--trainer.log_every_n_steps=4", "--checkpoints.every_steps=4"]
     whole = fit(CONFIG, "whole", *options)
-    interrupt_at(14, monkeypatch)
-    with pytest.raises(Interrupted):
+    with gone_at(14):
         fit(CONFIG, "stopped", *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert run(["resume", str(stopped.path)]) == 0

@@ -3,10 +3,10 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -16,6 +16,7 @@ from kd_lightning.run_folder import RunFolder
 CONFIGS = Path(__file__).parents[2] / "configs/digits"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 Fit = Callable[..., RunFolder]
+GoneAt = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -30,22 +31,6 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     return fitted
 
 
-class Interrupted(Exception):
-    """A run that is gone, without a word to anybody."""
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the run be gone before a step, once."""
-    begin = pl.LightningModule.on_before_zero_grad
-
-    def begun(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step == step:
-            monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begin)
-            raise Interrupted
-
-    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begun)
-
-
 def checkpoint(folder: RunFolder) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(folder.last, weights_only=True)
     return content
@@ -58,14 +43,11 @@ def results(folder: RunFolder) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("step", "every"), [(14, 4), (7, 1)])
-def test_a_resumed_mean_teacher_equals_the_uninterrupted_one(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, step: int, every: int
-) -> None:
+def test_a_resumed_mean_teacher_equals_the_uninterrupted_one(fit: Fit, gone_at: GoneAt, step: int, every: int) -> None:
     config = CONFIGS / "offline/mean_teacher.yaml"
     options = ["--trainer.max_epochs=2", f"--checkpoints.every_steps={every}"]
     whole = fit(config, "whole", *options)
-    interrupt_at(step, monkeypatch)
-    with pytest.raises(Interrupted):
+    with gone_at(step):
         fit(config, "stopped", *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert checkpoint(stopped)["global_step"] == step // every * every
@@ -95,13 +77,10 @@ def test_a_mean_teacher_is_tested_from_its_checkpoint_and_other_ones_are_refused
     assert "the checkpoint holds no moving average of the student" in capsys.readouterr().err
 
 
-def test_a_resumed_centre_equals_the_uninterrupted_one_and_neighbours_are_reported(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_centre_equals_the_uninterrupted_one_and_neighbours_are_reported(fit: Fit, gone_at: GoneAt) -> None:
     options = ["--trainer.max_epochs=2", "--checkpoints.every_steps=4"]
     whole = fit(CONFIGS / "offline/dino.yaml", "whole", *options)
-    interrupt_at(22, monkeypatch)
-    with pytest.raises(Interrupted):
+    with gone_at(22):
         fit(CONFIGS / "offline/dino.yaml", "stopped", *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert run(["resume", str(stopped.path)]) == 0
