@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ DAFL, ADVERSARIAL = (CONFIGS / f"digits/data_free/{name}.yaml" for name in ("daf
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 SHORT = ("--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=5", "--data.init_args.global_batch_size=32")
 Fit = Callable[..., RunFolder]
+GoneAt = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
@@ -125,24 +127,12 @@ def test_dafl_learns_without_a_training_image(fit: Fit, unreadable: None) -> Non
     assert float(last["train/generator_loss"]) < float(first["train/generator_loss"])
 
 
-class Interrupted(Exception):
-    """A run that is gone, without a word to anybody."""
-
-
 @pytest.mark.parametrize(("config", "step"), [(DAFL, 4), (ADVERSARIAL, 5), (ADVERSARIAL, 8)])
-def test_resumed_equals_uninterrupted(fit: Fit, monkeypatch: pytest.MonkeyPatch, config: Path, step: int) -> None:
+def test_resumed_equals_uninterrupted(fit: Fit, gone_at: GoneAt, config: Path, step: int) -> None:
     options = [*SHORT, "--checkpoints.every_steps=3", "--trainer.log_every_n_steps=2"]
     options += ["--model.init_args.generator_steps=2", "--model.init_args.generator_every=2"]
     whole = fit(config, "whole", *options)
-    begin = pl.LightningModule.on_before_zero_grad
-
-    def begun(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step == step:
-            monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begin)
-            raise Interrupted
-
-    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begun)
-    with pytest.raises(Interrupted):
+    with gone_at(step):
         fit(config, "stopped", *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert torch.load(stopped.last, weights_only=True)["global_step"] < 10

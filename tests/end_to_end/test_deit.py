@@ -3,10 +3,10 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import timm
 import torch
@@ -22,6 +22,7 @@ TEACHER, HARD, SOFT = (
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 FIGURES = ("class_head", "distillation_head", "both_softmax", "both_logits")
 Fit = Callable[..., RunFolder]
+GoneAt = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -77,25 +78,13 @@ def test_what_is_predicted_is_the_headline(fit: Fit) -> None:
     assert len(rows) == 450
 
 
-class Interrupted(Exception):
-    """A run that is gone, without a word to anybody."""
-
-
 @pytest.mark.parametrize("step", [6, 15])
-def test_resumed_equals_uninterrupted(fit: Fit, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_resumed_equals_uninterrupted(fit: Fit, gone_at: GoneAt, step: int) -> None:
     average = '--trainer.callbacks=[{"class_path": "kd_lightning.callbacks.StudentEMA", "init_args": {"decay": 0.9}}]'
     random = "--model.student.kwargs.drop_path_rate=0.2"
     options = ["--trainer.max_epochs=2", "--checkpoints.every_steps=4", average, random]
     whole = fit(HARD, "whole", *options)
-    begin = pl.LightningModule.on_before_zero_grad
-
-    def begun(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step == step:
-            monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begin)
-            raise Interrupted
-
-    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begun)
-    with pytest.raises(Interrupted):
+    with gone_at(step):
         fit(HARD, "stopped", *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert run(["resume", str(stopped.path)]) == 0
