@@ -43,7 +43,12 @@ class Preemption(pl.Callback):
         self.received = max(self.received, number)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen, instead of Lightning, which would save in the middle of a step."""
+        """Listen, instead of Lightning, which would save in the middle of a step.
+
+        Lightning (2.6) also has the first rank tell all others in every step whether it was asked to leave, and has the
+        host wait for that; this callback asks less often, and all ranks.
+        """
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = quiet  # type: ignore[method-assign]
         for number in (signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._note)
 
@@ -75,6 +80,10 @@ class Preemption(pl.Callback):
         if number == signal.SIGUSR1 and trainer.is_global_zero:
             requeue()
         raise Preempted
+
+
+def quiet() -> None:
+    """Say nothing."""
 
 
 def requeue() -> None:

@@ -1,4 +1,4 @@
-"""The strategy of a run that names none by its class: DDP with bucket views, and a static graph where it is one."""
+"""The strategy of a run that names none by its class: DDP that says no more than it must."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_lightning.distillers import Classifier, DeiTDistiller, FullySharded, OfflineDistiller
+from kd_lightning.distillers import Classifier, DeiTDistiller, FullySharded, OfflineDistiller, QuietDDP
 from kd_lightning.distillers.criteria import Term
 from kd_lightning.distillers.schedules import Constant
 from kd_lightning.losses.base import Loss
+from kd_lightning.models import EnsembleTeacher, FrozenTeacher, StoredOutputs, Teacher
 
 ONE_GRAPH = (Classifier, DeiTDistiller, OfflineDistiller)  # schemes in which every step has the same graph
 WITH_DDP = frozenset({"auto", "cpu", "cuda", "gpu"})  # accelerators on which `auto` means DDP for several devices
@@ -30,6 +32,27 @@ def has_static_graph(module: pl.LightningModule) -> bool:
     if not isinstance(module, ONE_GRAPH) or type(module) not in ONE_GRAPH or not module.automatic_optimization:
         return False
     return all(is_static(term) for term in module.criteria.terms.values())
+
+
+def may_change(teacher: Teacher | None) -> bool:
+    """Whether a teacher's answers may depend on the student's training: false only where that is known."""
+    if isinstance(teacher, EnsembleTeacher):
+        return any(may_change(member) for member in teacher.teachers.values())
+    return not (teacher is None or isinstance(teacher, FrozenTeacher | StoredOutputs))
+
+
+def reads_buffers(module: pl.LightningModule) -> bool:
+    """Whether a training step may read a buffer that an earlier one has written: false only where that is known.
+
+    BatchNorm's statistics are written by a network that trains and read by one that evaluates, as a teacher that
+    follows the student does. What a loss keeps in other buffers, it reads.
+    """
+    if not isinstance(module, ONE_GRAPH) or type(module) not in ONE_GRAPH:
+        return True
+    if not isinstance(module, Classifier) and may_change(module.teacher):
+        return True
+    parts = [part for term in module.criteria.terms.values() for part in term.loss.modules()]
+    return any(True for part in parts if not isinstance(part, _BatchNorm) for _ in part.buffers(recurse=False))
 
 
 def accumulates(trainer: Mapping[str, Any]) -> bool:
@@ -66,8 +89,9 @@ def chosen(trainer: Mapping[str, Any], module: pl.LightningModule) -> Strategy |
     """What to give Lightning for the strategy that was stated.
 
     ``fsdp`` becomes `FullySharded`; ``ddp``, and ``auto`` on several devices, become DDP whose gradients are views of
-    the buckets that are reduced, and which learns the order of the gradients once where the graph is static and no
-    gradients are accumulated. All else stays as stated.
+    the buckets that are reduced, which learns the order of the gradients once where the graph is static and no
+    gradients are accumulated, and which exchanges no buffers where no step reads them (`QuietDDP`). All else stays as
+    stated.
 
     Args:
         trainer: What was stated for Lightning's trainer.
@@ -81,4 +105,6 @@ def chosen(trainer: Mapping[str, Any], module: pl.LightningModule) -> Strategy |
     if stated != "ddp" and not (stated == "auto" and accelerator in WITH_DDP and several):
         return stated
     static = has_static_graph(module) and not accumulates(trainer)
-    return DDPStrategy(gradient_as_bucket_view=True, static_graph=static)
+    if reads_buffers(module):
+        return DDPStrategy(gradient_as_bucket_view=True, static_graph=static)
+    return QuietDDP(static_graph=static)

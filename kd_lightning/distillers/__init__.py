@@ -8,6 +8,7 @@ from kd_lightning.distillers.collaboration import DML, KDCL, ONE, Collaboration
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.data_free import DataFreeDistiller
 from kd_lightning.distillers.deit import DeiTDistiller
+from kd_lightning.distillers.first_ranks_statistics import QuietDDP
 from kd_lightning.distillers.fully_sharded import FullySharded
 from kd_lightning.distillers.generations import generation_seed
 from kd_lightning.distillers.knn import NearestNeighbours
@@ -37,6 +38,7 @@ __all__ = [
     "OnlineDistiller",
     "Peer",
     "Piecewise",
+    "QuietDDP",
     "Ramp",
     "Schedule",
     "ShareCosineLR",

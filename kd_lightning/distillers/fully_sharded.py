@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from kd_lightning.distillers.criteria import Criteria
+from kd_lightning.distillers.first_ranks_statistics import FirstRanksStatistics
 from kd_lightning.models.sharding import first_ranks, is_sharded, part_like, shard, whole
-from kd_lightning.ranks import same_on_all_ranks
 
 
 def mesh_of(strategy: Strategy) -> DeviceMesh:
@@ -49,7 +49,7 @@ def shard_trained(student: nn.Module, criteria: Criteria, strategy: Strategy) ->
             raise ValueError(f"{name}: {error}") from error
 
 
-class FullySharded(ModelParallelStrategy):
+class FullySharded(FirstRanksStatistics, ModelParallelStrategy):
     """FSDP over all ranks (torch's ``fully_shard``), with checkpoints like those of one process.
 
     Each rank holds its part of every parameter, gradient and optimizer state of student and adapters, and of the
@@ -94,23 +94,6 @@ class FullySharded(ModelParallelStrategy):
         if not is_sharded(cast(nn.Module, self.model)):
             raise ValueError(f"{type(self.lightning_module).__name__} cannot be trained with fsdp: take ddp")
         super().setup(trainer)
-
-    # Evaluation
-
-    def on_validation_start(self) -> None:
-        """Every rank goes by the statistics of the first one."""
-        self._same_buffers()
-
-    def on_test_start(self) -> None:
-        """Every rank goes by the statistics of the first one."""
-        self._same_buffers()
-
-    def on_predict_start(self) -> None:
-        """Every rank goes by the statistics of the first one."""
-        self._same_buffers()
-
-    def _same_buffers(self) -> None:
-        same_on_all_ranks(list(cast(nn.Module, self.model).buffers()))
 
     # Checkpoints
 

@@ -45,6 +45,7 @@ class SavingTrainer(SimpleNamespace):
     """A trainer of one rank that notes what it was asked to save."""
 
     world_size, global_step, is_global_zero = 1, 7, True
+    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace())
 
     def save_checkpoint(self, path: Path) -> None:
         self.saved = [*getattr(self, "saved", []), path]
@@ -95,7 +96,7 @@ def test_who_listened_before_listens_again(handlers: Any) -> None:
     heard: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     callback = Preemption(RunFolder(Path("run")))
-    callback.on_train_start(None, None)  # type: ignore[arg-type]
+    callback.on_train_start(SavingTrainer(), None)  # type: ignore[arg-type]
     signal.raise_signal(signal.SIGTERM)
     assert (heard, callback.received) == ([], signal.SIGTERM)
     callback.on_train_end(None, None)  # type: ignore[arg-type]

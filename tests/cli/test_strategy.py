@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from kd_lightning.cli.strategy import chosen, has_static_graph, several_devices
+from kd_lightning.cli.strategy import chosen, has_static_graph, reads_buffers, several_devices
 from kd_lightning.distillers import (
     DML,
     Classifier,
@@ -20,7 +20,7 @@ from kd_lightning.distillers import (
     Window,
 )
 from kd_lightning.losses import CrossEntropy, CurriculumTemperature, Hint, SoftTarget
-from kd_lightning.models import FrozenTeacher, Network
+from kd_lightning.models import FrozenTeacher, MovingAverageTeacher, Network
 
 SEVERAL: dict[str, Any] = {"strategy": "auto", "devices": 2, "accelerator": "cpu"}
 
@@ -44,25 +44,42 @@ class Plain(nn.Module):
         return (student - teacher).square().mean()
 
 
+class Centred(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(2))
+
+
+def following() -> OfflineDistiller:
+    student = nn.Linear(2, 2)
+    return OfflineDistiller(student, MovingAverageTeacher(), {"kd": Term(SoftTarget())}, sgd)
+
+
+def kept(static: bool, quiet: bool) -> dict[str, bool]:
+    return {"gradient_as_bucket_view": True, "static_graph": static} | ({"broadcast_buffers": False} if quiet else {})
+
+
 @pytest.mark.parametrize(
-    ("module", "static"),
+    ("module", "static", "quiet"),
     [
-        (Classifier(nn.Linear(2, 2), sgd), True),
-        (offline(), True),
-        (offline(hint=Term(Hint(), 3)), True),
-        (offline(late=Term(Hint(), Window(1.0, start=2))), False),
-        (offline(more=Term(Hint(), Ramp(1.0, 3))), False),
-        (offline(soft=Term(CurriculumTemperature(SoftTarget(), epochs=2))), False),
-        (offline(own=Term(Plain())), False),
-        (online(), False),
-        (pl.LightningModule(), False),
+        (Classifier(nn.Linear(2, 2), sgd), True, True),
+        (offline(), True, True),
+        (offline(hint=Term(Hint("conv_bn_relu"), 3)), True, True),
+        (offline(late=Term(Hint(), Window(1.0, start=2))), False, True),
+        (offline(more=Term(Hint(), Ramp(1.0, 3))), False, True),
+        (offline(soft=Term(CurriculumTemperature(SoftTarget(), epochs=2))), False, True),
+        (offline(own=Term(Plain())), False, True),
+        (offline(own=Term(Centred())), False, False),
+        (following(), True, False),
+        (online(), False, False),
+        (pl.LightningModule(), False, False),
     ],
 )
-def test_the_graph_is_static_where_every_step_is_the_same(module: pl.LightningModule, static: bool) -> None:
-    assert has_static_graph(module) == static
+def test_no_more_is_said_than_must_be(module: pl.LightningModule, static: bool, quiet: bool) -> None:
+    assert (has_static_graph(module), reads_buffers(module)) == (static, not quiet)
     strategy = chosen(SEVERAL, module)
     assert isinstance(strategy, DDPStrategy)
-    assert strategy._ddp_kwargs == {"gradient_as_bucket_view": True, "static_graph": static}
+    assert strategy._ddp_kwargs == kept(static, quiet)
 
 
 def test_a_scheme_of_ones_own_may_change_its_graph() -> None:
@@ -79,7 +96,7 @@ def test_a_scheme_of_ones_own_may_change_its_graph() -> None:
 def test_gradients_are_not_accumulated_over_a_static_graph(options: dict[str, Any]) -> None:
     strategy = chosen(SEVERAL | options, offline())
     assert isinstance(strategy, DDPStrategy)
-    assert strategy._ddp_kwargs == {"gradient_as_bucket_view": True, "static_graph": False}
+    assert strategy._ddp_kwargs == kept(static=False, quiet=True)
 
 
 def test_what_was_stated_by_its_class_stays() -> None:
