@@ -95,6 +95,13 @@ class Distiller(pl.LightningModule, ABC):
         """Logits ``[N, C]`` of the student, and of each of its parts, for the evaluation."""
         return self(image), {}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the hook that runs some fifty times a step: a name, which is no part of a network."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # Building
 
     def configure_model(self) -> None:
@@ -188,6 +195,12 @@ class Distiller(pl.LightningModule, ABC):
     def forward(self, image: Tensor) -> Tensor:
         """The student's logits ``[N, C]`` for images ``[N, C, H, W]``."""
         return cast(Tensor, self._student()(image.to(memory_format=self.memory_format)))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A batch that was made on its device stays as it is."""
+        if isinstance(batch, Batch) and batch.target.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Name what is random inside the step (dropout, drop path) by seed, epoch, batch and rank."""

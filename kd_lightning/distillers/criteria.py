@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.schedules import Constant, Schedule
-from kd_lightning.losses.base import MAY_BE_UNKNOWN, NEEDS, OF_THE_RUN, Loss
+from kd_lightning.losses.base import MAY_BE_UNKNOWN, NEEDS, OF_THE_BATCH, OF_THE_RUN, Loss
 from kd_lightning.models import Outputs
 from kd_lightning.models.tap_plan import TapPlan, several
 from kd_lightning.models.taps import LOGITS
@@ -93,6 +93,27 @@ def shapes_of(plan: TapPlan | None, taps: Sequence[str]) -> list[tuple[int, ...]
     return [] if plan is None else [shape for name in taps for shape in several(plan.shapes[name])]
 
 
+class Due(NamedTuple):
+    """An active term in an epoch: what it weighs, where both look, and what of the batch the loss needs to know."""
+
+    name: str
+    weight: float
+    loss: nn.Module
+    student: tuple[Sequence[str], str | Sequence[str]]
+    teacher: tuple[Sequence[str], str | Sequence[str]] | None
+    of_the_batch: tuple[str, ...]
+    facts: Mapping[str, object]
+
+
+class Now(NamedTuple):
+    """What is asked several times a step, computed once an epoch."""
+
+    epoch: int
+    active: dict[str, float]
+    asks_teacher: frozenset[str]
+    due: list[Due]
+
+
 class Criteria(nn.Module):
     """The weighted sum of the terms. Its parameters are the losses' adapters.
 
@@ -120,7 +141,7 @@ class Criteria(nn.Module):
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
         self._views = frozenset(view for term in terms.values() for view in term.student_looks())
         self._facts: dict[str, dict[str, object]] = {}
-        self._now: tuple[int, dict[str, float], frozenset[str]] | None = None
+        self._now: Now | None = None
         self._epochs: int | None = None
 
     @staticmethod
@@ -191,20 +212,28 @@ class Criteria(nn.Module):
 
     def active(self, epoch: int) -> dict[str, float]:
         """Weights that are not 0 in an epoch, by the name of the term."""
-        return self._in(epoch)[0]
+        return self._in(epoch).active
 
     def asks_teacher(self, epoch: int) -> frozenset[str]:
         """Views on which some term that is active in an epoch asks the teacher."""
-        return self._in(epoch)[1]
+        return self._in(epoch).asks_teacher
 
-    def _in(self, epoch: int) -> tuple[dict[str, float], frozenset[str]]:
-        """What is asked several times a step, computed once an epoch."""
-        if self._now is None or self._now[0] != epoch:
+    def _in(self, epoch: int) -> Now:
+        if self._now is None or self._now.epoch != epoch:
             weights = {name: term.schedule()(epoch, self._epochs) for name, term in self.terms.items()}
             active = {name: weight for name, weight in weights.items() if weight != 0}
             asking = [self.terms[name] for name in active if self.terms[name].teacher_taps()]
-            self._now = epoch, active, frozenset(view for term in asking for view in term.teacher_looks())
-        return self._now[1:]
+            asked = frozenset(view for term in asking for view in term.teacher_looks())
+            self._now = Now(epoch, active, asked, [self._due(name, weight) for name, weight in active.items()])
+        return self._now
+
+    def _due(self, name: str, weight: float) -> Due:
+        term = self.terms[name]
+        taps, teacher_taps = term.taps()
+        student = term.student_looks(), taps
+        teacher = None if teacher_taps is None else (term.teacher_looks(), teacher_taps)
+        of_the_batch = tuple(sorted(self._needs(term) & OF_THE_BATCH))
+        return Due(name, weight, term.loss, student, teacher, of_the_batch, self._facts.get(name, {}))
 
     def forward(
         self,
@@ -224,23 +253,19 @@ class Criteria(nn.Module):
         Raises:
             ValueError: if no term is active, or a loss needs the sample's index and the batch has none.
         """
-        active = self.active(epoch)
-        if not active:
+        due = self._in(epoch).due
+        if not due:
             raise ValueError(f"every term of criteria weighs 0 in epoch {epoch}: there is nothing to learn")
         given = {"index": batch.index, "number": batch.number, "epoch": epoch}
         total: Tensor | None = None
         values: dict[str, Tensor] = {}
-        for name, weight in active.items():
-            term = self.terms[name]
-            taps, teacher_taps = term.taps()
-            of_the_batch = {need: given[need] for need in sorted(self._needs(term) & given.keys())}
-            needed = of_the_batch | self._facts.get(name, {})
+        for name, weight, loss, looks, teacher_looks, of_the_batch, facts in due:
+            needed: dict[str, object] = {**{need: given[need] for need in of_the_batch}, **facts}
             if missing := [need for need, value in needed.items() if value is None and need not in MAY_BE_UNKNOWN]:
                 raise ValueError(f"criteria.{name}: the loss needs {missing}, which this DataLoader does not give")
-            told = None if teacher_taps is None else _seen(teacher, term.teacher_looks(), teacher_taps)
-            seen = _seen(student, term.student_looks(), taps)
+            told = None if teacher_looks is None else _seen(teacher, *teacher_looks)
             try:
-                value = cast(Tensor, term.loss(seen, told, batch.target, **needed))
+                value = cast(Tensor, loss(_seen(student, *looks), told, batch.target, **needed))
             except ValueError as error:
                 raise ValueError(f"criteria.{name}: {error}") from error
             if value.ndim != 0:
