@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from kd_lightning.batch import Batch
 from kd_lightning.datamodules.loader import Loader
 from kd_lightning.datamodules.plan import EpochPlan
 from kd_lightning.seeds import hashed, run_seed
@@ -212,3 +213,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def predict_dataloader(self) -> Loader:
         """The official test set as it is."""
         return self._loader("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A batch that was made on its device stays as it is, without a look at each of its tensors."""
+        if isinstance(batch, Batch) and batch.target.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)

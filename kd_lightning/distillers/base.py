@@ -196,12 +196,6 @@ class Distiller(pl.LightningModule, ABC):
         """The student's logits ``[N, C]`` for images ``[N, C, H, W]``."""
         return cast(Tensor, self._student()(image.to(memory_format=self.memory_format)))
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """A batch that was made on its device stays as it is."""
-        if isinstance(batch, Batch) and batch.target.device == device:
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Name what is random inside the step (dropout, drop path) by seed, epoch, batch and rank."""
         seed_torch(hashed_int(self.seed, "step", self.schedule_epoch, batch_idx, self.global_rank))

@@ -36,6 +36,8 @@ class FrozenTeacher(Teacher):
         channels_last: Keep its maps in channels_last, which is faster on most hardware.
         fold: Answer with batch normalisation folded into the convolutions, where the network allows and no tap listens
             between them; the logits then differ by rounding.
+        compile: Backend of `torch.compile` for its forward pass, usually ``inductor``; null leaves it as it is. It is
+            meant for GPUs, where it has not been measured here.
         classes: Where it has more classes than the data: for each class of the data, in order, the index of its own
             class that it is; the other logits are left out. None where its classes are the data's.
         num_classes: Number of its own classes, with ``classes``; None for those of timm's weights, or of a module.
@@ -49,6 +51,7 @@ class FrozenTeacher(Teacher):
         dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         channels_last: bool = True,
         fold: bool = True,
+        compile: str | None = None,
         classes: Sequence[int] | None = None,
         num_classes: int | None = None,
     ) -> None:
@@ -58,12 +61,14 @@ class FrozenTeacher(Teacher):
             raise ValueError(f"teacher {network.name} has no weights: it would teach noise; give network.weights")
         if num_classes is not None and classes is None:
             raise ValueError(f"num_classes {num_classes} must come with classes, which says which of them the data has")
+        if compile is not None and compile not in (known := torch.compiler.list_backends(exclude_tags=())):
+            raise ValueError(f"teacher.compile must be null or one of {known}, got {compile!r}")
         self.recipe, self.check, self.expected_top1 = network, check, expected_top1
         self.class_map = ClassMap(classes) if classes is not None else None
         self.num_classes = num_classes
         self.dtype = DTYPES[dtype] if dtype is not None else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.fold = fold
+        self.fold, self.compile = fold, compile
         self.network: nn.Module | None = None
         self._quick: tuple[object, nn.Module] | None = None
         self._mesh: DeviceMesh | None = None
@@ -119,7 +124,12 @@ class FrozenTeacher(Teacher):
 
         It happens with the first answer, when the run's precision is known; until then each rank has the whole network
         in the memory of its host. Its weights are gathered in their own precision (``dtype``), block by block.
+
+        Raises:
+            ValueError: if it was to be compiled.
         """
+        if self.compile is not None:
+            raise ValueError("a teacher that fsdp spreads over ranks is not compiled: leave teacher.compile out")
         self._mesh = mesh
 
     def plan(self) -> TapPlan:
@@ -190,6 +200,8 @@ class FrozenTeacher(Teacher):
             if lower is not None:
                 made = copy.deepcopy(made) if made is network else made
                 cast_once(made, lower)
+            if self.compile is not None:
+                made.compile(backend=self.compile)
             self._quick = key, made.to(memory_format=self.memory_format)
         return self._quick[1]
 

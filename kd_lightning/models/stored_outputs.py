@@ -1,6 +1,7 @@
 """A teacher whose answers are kept in a file, so that each view of an image is asked once for all epochs and runs."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -154,10 +155,11 @@ class StoredOutputs(Teacher):
         return self._ask().plan() if self._tapped else TapPlan({}, {LOGITS: (2, self.codec.classes)})
 
     def members(self) -> dict[str, Teacher]:
-        """Who is examined: nobody where the file says that this teacher was."""
+        """Who is examined: nobody where the file says that this teacher was; only for an examination is it built."""
         if self.store is not None and "examined" in self.store.notes():
             return {}
-        return self._ask().members()
+        wanted = any(member.check is not False for member in self.teacher.members().values())
+        return self._ask().members() if wanted else {}
 
     def examined(self, results: Mapping[str, tuple[float, int]]) -> None:
         """Remember in the file that the teacher was examined."""
@@ -176,6 +178,7 @@ class StoredOutputs(Teacher):
                 "DataLoader cannot show the same view again"
             )
         self._keep_near()
+        self.store.damaged = 0  # who asks for those rows counts them again
         share = float(self.store.filled[self._needed.numpy()].mean())
         names = "" if len(self._view_names) == 1 else f" of {len(self._view_names)} kinds"
         lines = [
@@ -195,6 +198,18 @@ class StoredOutputs(Teacher):
             self._answered = 0
             self._stored().flush()
             self._keep_near()
+            self._tell_of_damage()
+
+    def _tell_of_damage(self) -> None:
+        """Say how many rows were not what had been written, since this was last said."""
+        store = self._stored()
+        if store.damaged:
+            warnings.warn(
+                f"{store.damaged} rows of {store.path} did not match their checksums and were computed anew: if no "
+                "other run was writing them, look at the disk",
+                stacklevel=2,
+            )
+            store.damaged = 0
 
     def _keep_near(self) -> None:
         """Where all that a training needs is there and whole, copy it to the device: no step waits for the host."""

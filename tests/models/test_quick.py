@@ -136,3 +136,21 @@ def test_a_teacher_asked_in_mixed_precision_is_folded_too() -> None:
         assert norms(teacher._quick[1]) == 0
         expected = network(images)
     assert (logits - expected).abs().max() < 0.03 * expected.abs().max()  # bfloat16 has 8 bits
+
+
+def test_a_teacher_may_be_compiled() -> None:
+    network = lived_in(Network("cifar_resnet8").build(7, seed=1))
+    batch, answers = Batch({"default": torch.randn(4, *SHAPE)}, torch.zeros(4).long()), []
+    for backend in (None, "aot_eager"):
+        teacher = FrozenTeacher(copy.deepcopy(network), check=False, compile=backend)
+        teacher.setup(7, Views(SHAPE), ["stages"])
+        answers.append(teacher(batch))
+        assert teacher._quick is not None
+        assert (teacher._quick[1]._compiled_call_impl is None) == (backend is None)
+    torch.testing.assert_close(answers[1].logits, answers[0].logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(answers[1].taps, answers[0].taps, rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiler_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"teacher.compile must be null or one of \[.*inductor.*\], got 'fast'"):
+        FrozenTeacher(Net(), compile="fast")

@@ -166,7 +166,9 @@ def test_a_damaged_row_is_asked_anew(weights: Path, tmp_path: Path) -> None:
     again = stored(teacher, tmp_path, views=1)
     again.notices()
     assert again._near is None
-    torch.testing.assert_close(again(batch(*range(SAMPLES))).logits, answers, rtol=1e-3, atol=1e-3)
+    with pytest.warns(UserWarning, match=r"^1 rows of .*x.outputs did not match their checksums"):
+        told = again(batch(*range(SAMPLES))).logits
+    torch.testing.assert_close(told, answers, rtol=1e-3, atol=1e-3)
     assert teacher.asked == 1
 
 
