@@ -1,9 +1,10 @@
 """Distillation from shards by the command line, with stored outputs: stop anywhere, resume, read again."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -80,24 +81,14 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
     assert all(torch.equal(mine[key], its[key]) for key in mine)
 
 
-class Interrupted(Exception):
-    """A run that is gone."""
-
-
 @pytest.mark.parametrize("step", [3, 11])
-def test_resumed_equals_uninterrupted(config: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_resumed_equals_uninterrupted(
+    config: Path, gone_at: Callable[[int], AbstractContextManager[None]], step: int
+) -> None:
     # In the middle of an epoch: while the store is filled, and while it is read.
-    begin = pl.LightningModule.on_before_zero_grad
-
-    def begun(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step == step:
-            raise Interrupted
-
     whole = fit(config, "whole", "--model.teacher.init_args.path=whole.outputs")
-    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begun)
-    with pytest.raises(Interrupted):
+    with gone_at(step):
         fit(config, "stopped", "--checkpoints.every_steps=1")
-    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begin)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert run(["resume", str(stopped.path), *QUIET]) == 0
     assert_same(whole, stopped)
