@@ -4,10 +4,10 @@ import csv
 import json
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -20,6 +20,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TEACHER, KD = CONFIGS / "digits/supervised/teacher.yaml", CONFIGS / "digits/offline/kd.yaml"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 SMALL = "--data.init_args.global_batch_size=128"
+AtStep = Callable[[int, Callable[[], None]], None]
+GoneAt = Callable[[int], AbstractContextManager[None]]
 Fit = Callable[..., RunFolder]
 
 
@@ -105,26 +107,6 @@ def test_distillation_reports_the_teacher_and_keeps_it_out_of_the_checkpoint(fit
     assert float(last["train/kd"]) < float(first["train/kd"])
 
 
-class Interrupted(Exception):
-    """A run that is gone, without a word to anybody."""
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, stop: Callable[[], None]) -> None:
-    """Let something happen at the end of a step, once."""
-    begin = pl.LightningModule.on_before_zero_grad
-
-    def begun(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step == step:
-            monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begin)
-            stop()
-
-    monkeypatch.setattr(pl.LightningModule, "on_before_zero_grad", begun)
-
-
-def gone() -> None:
-    raise Interrupted
-
-
 @pytest.mark.parametrize(
     ("step", "options"),
     [
@@ -135,13 +117,10 @@ def gone() -> None:
         (20, ["--checkpoints.every_steps=5"]),
     ],
 )
-def test_resumed_equals_uninterrupted(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, step: int, options: Sequence[str]
-) -> None:
+def test_resumed_equals_uninterrupted(fit: Fit, gone_at: GoneAt, step: int, options: Sequence[str]) -> None:
     options = ["--trainer.max_epochs=3", "--trainer.log_every_n_steps=4", *options]
     whole = fit(TEACHER, "whole", *options)
-    interrupt_at(step, monkeypatch, gone)
-    with pytest.raises(Interrupted):
+    with gone_at(step):
         fit(TEACHER, "stopped", *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     config = stopped.config.read_text()
@@ -151,13 +130,12 @@ def test_resumed_equals_uninterrupted(
     assert stopped.config.read_text() == config
 
 
-def test_resumed_distillation_with_an_average_equals_uninterrupted(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_distillation_with_an_average_equals_uninterrupted(fit: Fit, gone_at: GoneAt) -> None:
     teacher = fit(TEACHER, "t", "--trainer.max_epochs=1")
     average = '--trainer.callbacks=[{"class_path": "kd_lightning.callbacks.StudentEMA", "init_args": {"decay": 0.9}}]'
     options = ["--trainer.max_epochs=2", "--checkpoints.every_steps=4", average]
     whole = distil(fit, "whole", teacher, *options)
-    interrupt_at(15, monkeypatch, gone)
-    with pytest.raises(Interrupted):
+    with gone_at(15):
         distil(fit, "stopped", teacher, *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert run(["resume", str(stopped.path)]) == 0
@@ -176,14 +154,11 @@ REMEMBERING = {
 
 
 @pytest.mark.parametrize("step", [6, 16])
-def test_resumed_adapters_temperature_and_memory_equal_uninterrupted(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_resumed_adapters_temperature_and_memory_equal_uninterrupted(fit: Fit, gone_at: GoneAt, step: int) -> None:
     teacher = fit(TEACHER, "t", "--trainer.max_epochs=1")
     options = ["--trainer.max_epochs=2", "--checkpoints.every_steps=4", f"--model.criteria={json.dumps(REMEMBERING)}"]
     whole = distil(fit, "whole", teacher, *options)
-    interrupt_at(step, monkeypatch, gone)
-    with pytest.raises(Interrupted):
+    with gone_at(step):
         distil(fit, "stopped", teacher, *options)
     stopped = RunFolder(Path("runs/e/stopped"))
     assert run(["resume", str(stopped.path)]) == 0
@@ -192,9 +167,9 @@ def test_resumed_adapters_temperature_and_memory_equal_uninterrupted(
     assert rows_of(whole) == rows_of(stopped)
 
 
-def test_sigterm_saves_at_a_step_and_leaves_with_75(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_saves_at_a_step_and_leaves_with_75(fit: Fit, at_step: AtStep) -> None:
     whole = fit(TEACHER, "whole", "--trainer.max_epochs=2")
-    interrupt_at(13, monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+    at_step(13, lambda: signal.raise_signal(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
     with pytest.raises(Preempted) as left:
         fit(TEACHER, "stopped", "--trainer.max_epochs=2")
