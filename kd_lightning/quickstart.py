@@ -17,7 +17,8 @@ from kd_lightning.cli.commands import run
 from kd_lightning.models import Network
 from kd_lightning.report import Cost, Row, as_json, as_table, cost, draw_curves
 from kd_lightning.report.comparison import ALONE, DISTILLED, TEACHER
-from kd_lightning.run_folder import RunFolder, git_commit, write_json
+from kd_lightning.run_folder import RunFolder, git_commit
+from kd_lightning.whole_file import write_json
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "digits"
 SEEDS = (0, 1, 2)

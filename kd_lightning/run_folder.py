@@ -1,7 +1,5 @@
 """The run folder: where everything that one run leaves behind is found."""
 
-import json
-import os
 import subprocess
 import zipfile
 from dataclasses import dataclass
@@ -72,22 +70,6 @@ def broken(path: Path) -> str | None:
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         return f"{path} is not a whole checkpoint file ({error or 'it is empty'})"
     return None if damaged is None else f"{path} is damaged: the checksum of {damaged} does not hold"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, finds the old one or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """`write_atomically` as indented JSON."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def git_commit() -> str | None:

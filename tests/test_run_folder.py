@@ -1,6 +1,5 @@
 """The run folder: its files by name, how they are written, and what they are read with."""
 
-import json
 import os
 import re
 import subprocess
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from kd_lightning import __version__
-from kd_lightning.run_folder import RunFolder, broken, git_commit, provenance, write_atomically, write_json
+from kd_lightning.run_folder import RunFolder, broken, git_commit, provenance
 
 
 def test_the_names_of_the_files() -> None:
@@ -61,28 +60,6 @@ def test_what_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 
 def test_a_missing_checkpoint(tmp_path: Path) -> None:
     assert broken(tmp_path / "a.ckpt") == f"there is no file {tmp_path / 'a.ckpt'}"
-
-
-def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "a.txt"
-    write_atomically(path, "one")
-    write_atomically(path, "two")
-    assert path.read_text() == "two"
-    assert [found.name for found in path.parent.iterdir()] == ["a.txt"]
-
-    def fail(handle: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "three")
-    assert path.read_text() == "two"
-
-
-def test_json(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"b": 1, "a": [0.5, None]})
-    assert (tmp_path / "a.json").read_text() == '{\n  "b": 1,\n  "a": [\n    0.5,\n    null\n  ]\n}\n'
-    assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1, "a": [0.5, None]}
 
 
 def git(*words: str) -> str:

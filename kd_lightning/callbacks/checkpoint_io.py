@@ -1,6 +1,5 @@
 """Checkpoint files that survive a crash while they are written, and are not believed when damaged."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from kd_lightning.run_folder import broken
+from kd_lightning.whole_file import whole_file
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -20,16 +20,10 @@ class SafeCheckpointIO(CheckpointIO):
             OSError: naming the file, for instance where the disk is full.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
         try:
-            with part.open("wb") as file:
+            with whole_file(path) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
             raise OSError(f"the checkpoint {path} cannot be written: {error}; the previous one is untouched") from error
 
     def load_checkpoint(

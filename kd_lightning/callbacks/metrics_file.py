@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from kd_lightning.run_folder import write_atomically
+from kd_lightning.whole_file import write_text
 
 FIRST = ("step", "epoch")
 
@@ -82,7 +82,7 @@ class MetricsFile(Logger):
         writer = csv.DictWriter(text, self.columns, restval="")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomically(self.path, text.getvalue())
+        write_text(self.path, text.getvalue())
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml is the record."""

@@ -8,7 +8,8 @@ import lightning.pytorch as pl
 import yaml
 
 from kd_lightning.callbacks.metrics_file import MetricsFile
-from kd_lightning.run_folder import RunFolder, provenance, write_atomically, write_json
+from kd_lightning.run_folder import RunFolder, provenance
+from kd_lightning.whole_file import write_json, write_text
 
 
 class RunRecord(pl.Callback):
@@ -32,7 +33,7 @@ class RunRecord(pl.Callback):
         if self.after_setup is not None:
             self.after_setup()
         if trainer.is_global_zero and not self.folder.config.exists():
-            write_atomically(self.folder.config, self.config)
+            write_text(self.folder.config, self.config)
         for logger in trainer.loggers:
             if not isinstance(logger, MetricsFile) and stage == "fit":
                 logger.log_hyperparams({**yaml.safe_load(self.config), **provenance()})

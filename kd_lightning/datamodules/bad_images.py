@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 
 from kd_lightning.datamodules.decoding import VERSIONS, decode
 from kd_lightning.datamodules.encoded import BadImageError, EncodedImages
+from kd_lightning.whole_file import write_json
 
 CHUNK = 64  # files per task of a thread
 OnBadImage = Literal["error", "skip"]
@@ -64,9 +64,7 @@ def remembered(path: Path, key: str) -> dict[int, str] | None:
 
 def remember(path: Path, key: str, bad: dict[int, str]) -> None:
     """Keep a verdict, as a whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as part:
-        json.dump({"fingerprint": key, "bad": bad}, part, indent=1)
-    os.replace(part.name, path)
+    write_json(path, {"fingerprint": key, "bad": bad})
 
 
 def bad_images(images: EncodedImages) -> dict[int, str]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from kd_lightning.datamodules.in_memory import ImageArrays
+from kd_lightning.whole_file import remove_parts, whole_file
 
 COPY = "decoded.safetensors"
 LOCK = "decoded.lock"
@@ -137,15 +138,8 @@ def read_copy(copy: Path, fingerprint: str) -> dict[str, NDArray[np.uint8]] | No
 
 def write_copy(copy: Path, images: Mapping[str, NDArray[np.uint8]], fingerprint: str) -> None:
     """Store the images of both parts; a reader finds the old copy or the new one, never a piece of one."""
-    piece = copy.with_name(copy.name + ".part")
-    try:
-        with piece.open("wb") as stream:
-            stream.write(save(dict(images), metadata={"fingerprint": fingerprint, "crc32": checksum(images)}))
-            stream.flush()
-            os.fsync(stream.fileno())
-        piece.replace(copy)
-    finally:
-        piece.unlink(missing_ok=True)
+    with whole_file(copy) as file:
+        file.write(save(dict(images), metadata={"fingerprint": fingerprint, "crc32": checksum(images)}))
 
 
 def decode_and_store(listing: Listing, copy: Path, size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
@@ -155,6 +149,7 @@ def decode_and_store(listing: Listing, copy: Path, size: tuple[int, int]) -> dic
         with FileLock(copy.with_name(LOCK)):
             images = read_copy(copy, listing.fingerprint)  # another process may have stored it meanwhile
             if images is None:
+                remove_parts(copy)
                 images = {part: decode_all(listing.files[part], size) for part in PARTS}
                 write_copy(copy, images, listing.fingerprint)
     except OSError as error:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import tarfile
-import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_lightning.datamodules.encoded import SUFFIXES
+from kd_lightning.whole_file import whole_file
 
 BLOCK = 512  # bytes; a tar archive consists of such, and ends with blocks of zeros
 VERSION = 1
@@ -165,15 +165,11 @@ def stored(path: Path) -> ShardIndex | None:
 def store(path: Path, index: ShardIndex) -> None:
     """Keep the index of an archive beside it, as a whole or not at all; not where nothing can be written."""
     target = index_path(path)
-    piece = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
-        with piece.open("wb") as file:
+        with whole_file(target) as file:
             np.savez(file, **index._asdict())
-        piece.replace(target)
     except OSError as error:
         log.info("The index of %s is not kept and will be made again in the next run: %s", path, error)
-        with suppress(OSError):
-            piece.unlink(missing_ok=True)
 
 
 def indexed(path: Path) -> ShardIndex:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+
+from kd_lightning.whole_file import remove_parts, whole_file
 
 MAGIC = "kd_lightning stored outputs 1"
 HEADER = 1 << 16  # bytes
@@ -98,7 +99,7 @@ class OutputStore:
 
     def __init__(self, path: Path, layout: Layout, facts: Mapping[str, str]) -> None:
         self.path, self.layout, self.facts = path, layout, dict(facts)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # for the lock
         self._lock = FileLock(f"{path}.lock")
         with self._lock:
             if not path.exists():
@@ -110,22 +111,16 @@ class OutputStore:
         self.damaged = 0
 
     def _make(self) -> None:
-        part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(header({"facts": self.facts, "layout": self.layout._asdict(), "notes": {}}))
-                try:
-                    os.posix_fallocate(file.fileno(), 0, self.layout.size)  # later, a full disk would be a bus error
-                except OSError as error:
-                    raise OSError(
-                        f"there is no room for the {written_as(self.layout.size)} of stored outputs in "
-                        f"{self.path.parent}: {error.strerror}; give another path, or fewer views"
-                    ) from error
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
+        remove_parts(self.path)
+        with whole_file(self.path) as file:
+            file.write(header({"facts": self.facts, "layout": self.layout._asdict(), "notes": {}}))
+            try:
+                os.posix_fallocate(file.fileno(), 0, self.layout.size)  # later, a full disk would be a bus error
+            except OSError as error:
+                raise OSError(
+                    f"there is no room for the {written_as(self.layout.size)} of stored outputs in "
+                    f"{self.path.parent}: {error.strerror}; give another path, or fewer views"
+                ) from error
 
     def _check(self) -> None:
         content = self._header()

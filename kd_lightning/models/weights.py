@@ -3,9 +3,7 @@
 import hashlib
 import io
 import itertools
-import os
 import re
-import uuid
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.models.position_embeddings import NAME, with_resized
+from kd_lightning.whole_file import whole_file
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "student.", "model.", "network.")
@@ -288,13 +287,5 @@ def save_weights(weights: nn.Module | State, path: str | Path) -> None:
         raise ValueError(f"path must end in .safetensors, got {path}")
     # Tensors that share memory (tied weights) are written twice, since safetensors knows no sharing.
     tensors = {key: value.clone() for key, value in _bare(weights).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
