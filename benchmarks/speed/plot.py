@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 OURS, OTHERS = "tab:blue", "tab:gray"
-OWN = {"warm", "cold", "online", "loader"}
+OWN = {"warm", "cold", "online", "loader", "one_rank", "two_ranks"}
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:

@@ -214,6 +214,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """The official test set as it is."""
         return self._loader("test")
 
+    def teardown(self, stage: str) -> None:
+        """The next training has views of its own."""
+        if stage == "fit":
+            self._views = None
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """A batch that was made on its device stays as it is, without a look at each of its tensors."""
         if isinstance(batch, Batch) and batch.target.device == device:

@@ -77,6 +77,7 @@ class BorrowedDataModule(ImageDataModule, ABC):
     def teardown(self, stage: str) -> None:
         """As the data set does."""
         self.data.teardown(stage)
+        super().teardown(stage)
 
     @property
     def classes(self) -> Sequence[str]:

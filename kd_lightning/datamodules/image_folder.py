@@ -267,6 +267,7 @@ class ImageFolderDataModule(ImageDataModule):
         return loader
 
     def teardown(self, stage: str) -> None:
-        """Let the workers go."""
+        """Let the workers go; the next training has views of its own."""
+        super().teardown(stage)
         while self._loaders:
             self._loaders.pop().close()

@@ -82,9 +82,9 @@ def once_a_node(
     mine = Said(node, None, None)
     if trainer.local_rank == 0:
         mine = _written(read, node, f"kd_lightning-{token}-{node}.safetensors")
-    told = _told(mine)
-    path = next((Path(said.path) for said in told if said.node == node and said.path is not None), None)
     try:
+        told = _told(mine)
+        path = next((Path(said.path) for said in told if said.node == node and said.path is not None), None)
         if faults := [said.fault for said in told if said.fault is not None]:
             raise faults[0]
         if path is None:
@@ -92,8 +92,8 @@ def once_a_node(
         tensors, facts = mapped(str(path))
         dist.barrier()
     finally:
-        if path is not None and trainer.local_rank == 0:
-            path.unlink(missing_ok=True)
+        if mine.path is not None:
+            Path(mine.path).unlink(missing_ok=True)
     return tensors, dict(facts)
 
 

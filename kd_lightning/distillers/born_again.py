@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Criteria, Term
+from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.generation_answers import answer_names, answered
 from kd_lightning.distillers.generations import (
     Handover,
@@ -171,6 +172,8 @@ class BornAgainDistiller(Distiller):
     def on_fit_start(self) -> None:
         """Bring the teachers to the student's device, and tell the losses what they need to know."""
         self.succession.to(self.device)
+        if self.succession.first is not None:
+            self.succession.first.begin(views_of(self.trainer))
         super().on_fit_start()
         if (first := self._first[0]) is not None:
             first.inform(self.fact)

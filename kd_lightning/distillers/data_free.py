@@ -11,6 +11,7 @@ from torch import Tensor
 from kd_lightning.batch import Batch, as_batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Criteria, Term
+from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.generated_grid import write_grid
 from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.optimizing import Decayed
@@ -147,6 +148,7 @@ class DataFreeDistiller(Distiller):
     def on_fit_start(self) -> None:
         """Bring teacher and generator to the student's device."""
         self.teacher.to(self.device)
+        self.teacher.begin(views_of(self.trainer))
         self.synthesis.start(self.device, next(self._student().parameters()).dtype)
         self.synthesis.criteria.inform(self.fact)
         super().on_fit_start()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import DEFAULT, Term
+from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.fully_sharded import mesh_of, shard_trained
 from kd_lightning.distillers.optimizing import Decayed
 from kd_lightning.distillers.teaching import (
@@ -171,6 +172,7 @@ class DeiTDistiller(Distiller):
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device, and tell the losses what they need to know."""
         self.teacher.to(self.device)
+        self.teacher.begin(views_of(self.trainer))
         super().on_fit_start()
 
     def on_test_start(self) -> None:

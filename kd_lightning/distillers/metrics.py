@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
@@ -67,8 +68,9 @@ class Evaluation(nn.Module):
     def compute(self) -> dict[str, float]:
         """The figures over all ranks, and a fresh start."""
         figures = {name: float(metric.compute()) for name, metric in cast(dict[str, Metric], self.metrics).items()}
-        for metric in self.metrics.values():
-            cast(Metric, metric).reset()
+        with torch.inference_mode(False):  # states made within could not be written to in a training's validation
+            for metric in self.metrics.values():
+                cast(Metric, metric).reset()
         return figures
 
 

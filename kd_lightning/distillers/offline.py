@@ -8,6 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.batch import Batch, as_batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Term
+from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.fully_sharded import mesh_of, shard_trained
 from kd_lightning.distillers.knn import NearestNeighbours, training_images
 from kd_lightning.distillers.optimizing import Decayed
@@ -107,6 +108,8 @@ class OfflineDistiller(Distiller):
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device, and tell the losses what they need to know."""
         self.on_test_start()
+        if self.teacher is not None:
+            self.teacher.begin(views_of(self.trainer))
         super().on_fit_start()
 
     def on_test_start(self) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol, cast, runtime_checkable
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.criteria import Criteria, Term
@@ -43,14 +43,19 @@ def set_up(teacher: Teacher, criteria: Criteria, num_classes: int, views: Views)
     return teacher.plan()
 
 
-def temperatures(criteria: Criteria) -> dict[str, float]:
-    """Name -> temperature of the terms that look at the teacher's logits and have a fixed one."""
+def temperatures(criteria: Criteria) -> dict[str, float | None]:
+    """Name -> temperature of the terms that look at the teacher's logits; None where it is not one number."""
     asking = {name: term.loss for name, term in criteria.terms.items() if LOGITS in term.teacher_taps()}
-    return {
-        name: float(loss.temperature)
-        for name, loss in asking.items()
-        if isinstance(loss, HasTemperature) and isinstance(loss.temperature, int | float)
-    }
+    return {name: temperature_of(loss) for name, loss in asking.items()}
+
+
+def temperature_of(loss: nn.Module) -> float | None:
+    """The temperature that a loss divides the teacher's logits by, where it is one fixed number."""
+    if not isinstance(loss, HasTemperature) or not isinstance(loss.temperature, int | float):
+        return None
+    if getattr(loss, "standardize", False):
+        return None  # each sample has its own
+    return float(loss.temperature)
 
 
 def answers(teacher: Teacher, batch: Batch, views: Set[str], training: bool) -> dict[str, Outputs]:
@@ -84,11 +89,23 @@ def examine_first(
     Raises:
         ValueError: if it is near chance, or not what it is expected to be.
     """
+
+    def passed(name: str, member: Teacher, top1: float, images: int) -> None:
+        try:
+            judge(member, top1, images, num_classes)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if member is not teacher else str(error)) from error
+
     for notice in teacher.notices():
         rank_zero_info(notice)
-    results = {}
+    results, remembered = {}, teacher.remembered()
     for name, member in teacher.members().items():
         if member.check is False:
+            continue
+        if name in remembered:
+            results[name] = top1, images = remembered[name]
+            rank_zero_info(f"{name}: top-1 {top1:.4f} on {images} images when it was first asked")
+            passed(name, member, top1, images)
             continue
         loaders = trainer.val_dataloaders or trainer.train_dataloader
         loader = copy.copy(loaders[0] if isinstance(loaders, list) else loaders)  # the training's own keeps its place
@@ -101,8 +118,5 @@ def examine_first(
             top1, images = examine(member, cast(Iterable[object], loader), moved, over_ranks)
         rank_zero_info(f"{name}: top-1 {top1:.4f} on {images} images")
         results[name] = top1, images
-        try:
-            judge(member, top1, images, num_classes)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}" if member is not teacher else str(error)) from error
+        passed(name, member, top1, images)
     teacher.examined(results)

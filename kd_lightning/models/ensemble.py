@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from kd_lightning.batch import Batch
 from kd_lightning.models.input_adapter import Views
+from kd_lightning.models.stored_outputs import StoredOutputs
 from kd_lightning.models.tap_plan import TapPlan, several
 from kd_lightning.models.taps import LOGITS
 from kd_lightning.models.teacher import Outputs, Teacher
@@ -83,6 +84,8 @@ class EnsembleTeacher(Teacher):
             raise ValueError(f"teachers must be at least two, got {sorted(teachers)}")
         if slashed := [name for name in teachers if "/" in name or not name]:
             raise ValueError(f"teachers must have names without a slash, got {slashed[0]!r}")
+        if stored := [name for name, teacher in teachers.items() if isinstance(teacher, StoredOutputs)]:
+            raise ValueError(f"teachers must not be StoredOutputs, got {stored[0]!r}: store the ensemble instead")
         if mean not in {"logits", "probabilities"}:
             raise ValueError(f"mean must be logits or probabilities, got {mean!r}")
         self.teachers, self.mean = dict(teachers), mean
@@ -151,6 +154,11 @@ class EnsembleTeacher(Teacher):
             if (found := teacher.members())
             for inner, member in found.items()
         }
+
+    def begin(self, views: Views) -> None:
+        """Tell each of the data."""
+        for teacher in self.teachers.values():
+            teacher.begin(views)
 
     def follow(self, student: nn.Module) -> None:
         """Tell each of the student."""

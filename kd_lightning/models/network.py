@@ -200,6 +200,9 @@ class Network:
         if isinstance(self.weights, str) and not self.from_hub:
             run, at, peer = self.weights.rpartition(OF_PEER)
             facts["weights"] = f"{file_sha256(weights_file(run if at else self.weights))}{at}{peer}"
+        elif self.from_hub:
+            config = self._hub_config()
+            facts["weights"] = f"timm's {config.architecture}.{config.tag}, {config.hf_hub_id or config.url}"
         else:
             facts["weights"] = str(self.weights)
         return facts | {"normalisation": str(self.normalisation()), "image_size": str(self.resolution())}

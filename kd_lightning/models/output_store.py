@@ -140,7 +140,8 @@ class OutputStore:
 
     def notes(self) -> dict[str, Any]:
         """What was written beside the facts."""
-        return dict(self._header()["notes"])
+        with self._lock:
+            return dict(self._header()["notes"])
 
     def note(self, **notes: Any) -> None:
         """Write something beside the facts, in place of what had its name."""

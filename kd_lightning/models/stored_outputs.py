@@ -2,9 +2,11 @@
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,14 +14,14 @@ from kd_lightning.batch import Batch
 from kd_lightning.models.input_adapter import Views
 from kd_lightning.models.named_views import NamedViews
 from kd_lightning.models.output_codec import DenseCodec, OutputCodec, TopKCodec
-from kd_lightning.models.output_store import Layout, OutputStore, written_as
+from kd_lightning.models.output_store import Layout, OutputStore, Rows, written_as
 from kd_lightning.models.tap_plan import TapPlan
 from kd_lightning.models.taps import LOGITS
 from kd_lightning.models.teacher import Outputs, Teacher
+from kd_lightning.ranks import summed, world_size
 
 FOLDER = Path("stored_outputs")
 KEPT_NEAR = 2 << 30  # bytes of a filled file that are kept on the student's device
-CHUNK = 1 << 16  # rows that are verified at once
 
 
 def default_path(facts: Mapping[str, str]) -> Path:
@@ -44,10 +46,12 @@ class StoredOutputs(Teacher):
 
     Epoch e shows view e mod ``views`` of each sample: the first ``views`` epochs ask the teacher and store, later ones,
     and later runs with other students, losses, weights and temperatures, read. With as many views as epochs the
-    training is the exact protocol; fewer are a trade of variety for time (FKD). Runs of several seeds share a file if
-    ``data.seed`` fixes the views. The teacher is built when it is first needed; its taps are not stored, so where a
-    term looks at them it answers every batch. Stored values are used in every epoch, also in the one that computes
-    them, so a run that fills the file equals one that reads it. They are as precise as the run that stored them.
+    training is the exact protocol; fewer are a trade of variety for time (FKD). Where an epoch does not show every
+    sample (``repeats``, ``drop_last``), what is missing is asked and stored when it comes. Runs of several seeds share
+    a file if ``data.seed`` fixes the views. The teacher is built when it is first needed; its taps are not stored, so
+    where a term looks at them it answers every batch. Stored values are used in every epoch, also in the one that
+    computes them, so a run that fills the file equals one that reads it. They are as precise as the run that stored
+    them. Images in files are known by their names and sizes.
 
     Several ranks and runs may fill a file at once. A file of another teacher (by the hash of its weights), data set,
     augmentation, normalisation or seed is refused with the difference named; a damaged row is computed anew.
@@ -61,7 +65,8 @@ class StoredOutputs(Teacher):
         path: The file; None for one in ``stored_outputs/`` that is named by all that its content depends on.
         top_k: Keep so many of the largest log-probabilities, and spread the rest evenly (see `TopKCodec`), for very
             many classes; None for all logits.
-        allow_top_k_above_1: Let terms with a temperature above 1 read ``top_k``, which distorts them.
+        allow_top_k_above_1: Let terms with a temperature above 1, or none that is known, read ``top_k``, which distorts
+            them.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -91,37 +96,41 @@ class StoredOutputs(Teacher):
         """The teacher's."""
         return self.teacher.identity()
 
-    def require_temperatures(self, temperatures: Mapping[str, float]) -> None:
-        """Let terms with these temperatures pass, by name.
+    def require_temperatures(self, temperatures: Mapping[str, float | None]) -> None:
+        """Let terms with these temperatures pass, by name; None is one that nobody knows.
 
         Raises:
             ValueError: if the remainder of ``top_k`` would distort one.
         """
-        above = {name: value for name, value in temperatures.items() if value > 1}
+        above = {name: value for name, value in temperatures.items() if value is None or value > 1}
         if self.top_k is not None and above and not self.allow_top_k_above_1:
             name, value = next(iter(above.items()))
             raise ValueError(
                 f"teacher.top_k {self.top_k} spreads the rest of the probability evenly, which a temperature above 1 "
-                f"makes wrong by tens of per cent, and criteria.{name} has {value}: leave top_k out, or ask for it "
-                "with allow_top_k_above_1: true"
+                f"makes wrong by tens of per cent, and criteria.{name} has {'none' if value is None else value}: leave "
+                "top_k out, or ask for it with allow_top_k_above_1: true"
             )
 
     def setup(self, num_classes: int, views: Views, taps: Sequence[str]) -> None:
-        """Open the file, for a training; the teacher is built later, if it is needed.
-
-        Raises:
-            OSError: if there is no room for the file.
-            ValueError: if the views have no names, or the file is of something else.
-        """
+        """Get ready; the teacher is built later, if it is needed."""
         self._wanted = num_classes, views, taps
         self._tapped = [tap for tap in taps if tap != LOGITS]
         self.codec: OutputCodec = DenseCodec(num_classes)
         if self.top_k is not None:
             self.codec = TopKCodec(num_classes, self.top_k)
-        if views.named is not None:
-            self._open(views.named)
         if self._tapped:
             self._ask()
+
+    def begin(self, views: Views) -> None:
+        """Open the file for the data of this training.
+
+        Raises:
+            OSError: if there is no room for the file.
+            ValueError: if the views depend on more than their names, or the file is of something else.
+        """
+        self.store, self._near, self._answered = None, None, 0
+        if views.named is not None:
+            self._open(views.named)
 
     def _open(self, named: NamedViews) -> None:
         named.repeat_views_after(self.views)
@@ -132,8 +141,8 @@ class StoredOutputs(Teacher):
         facts["samples"] = str(self._samples)
         rows = len(self._view_names) * self._numbers * self._samples
         self.store = OutputStore(self.path or default_path(facts), Layout(rows, self.codec.row_bytes), facts)
-        training = named.training_rows()
-        self._needed = (torch.arange(rows // self._samples)[:, None] * self._samples + training).flatten()
+        self._training = named.training_rows().numpy()
+        self._often = max(-(-len(self._training) // world_size()), 1)
 
     def _ask(self) -> Teacher:
         """The teacher, ready to answer."""
@@ -155,15 +164,23 @@ class StoredOutputs(Teacher):
         return self._ask().plan() if self._tapped else TapPlan({}, {LOGITS: (2, self.codec.classes)})
 
     def members(self) -> dict[str, Teacher]:
-        """Who is examined: nobody where the file says that this teacher was; only for an examination is it built."""
-        if self.store is not None and "examined" in self.store.notes():
-            return {}
-        wanted = any(member.check is not False for member in self.teacher.members().values())
-        return self._ask().members() if wanted else {}
+        """Who is examined."""
+        return self.teacher.members()
+
+    def remembered(self) -> dict[str, tuple[float, int]]:
+        """What the file says of their examination, if that of every rank says it; else the teacher is built for it."""
+        told: dict[str, Any] = {} if self.store is None else self.store.notes().get("examined", {})
+        known = [name in told for name, member in self.members().items() if member.check is not False]
+        everywhere = summed(torch.tensor([float(all(known))], device=self._device))
+        if int(everywhere) == world_size():
+            return {name: (float(top1), int(images)) for name, (top1, images) in told.items()}
+        self._ask()
+        return {}
 
     def examined(self, results: Mapping[str, tuple[float, int]]) -> None:
-        """Remember in the file that the teacher was examined."""
-        if self.store is not None and results:
+        """Remember in the file what the examination has shown."""
+        shown = {name: [*figures] for name, figures in results.items()}
+        if self.store is not None and results and self.store.notes().get("examined") != shown:
             self.store.note(examined=dict(results))
 
     def notices(self) -> list[str]:
@@ -179,22 +196,25 @@ class StoredOutputs(Teacher):
             )
         self._keep_near()
         self.store.damaged = 0  # who asks for those rows counts them again
-        share = float(self.store.filled[self._needed.numpy()].mean())
+        share = float(np.mean([self.store.filled[rows].mean() for rows in self._needed()]))
         names = "" if len(self._view_names) == 1 else f" of {len(self._view_names)} kinds"
         lines = [
             f"stored outputs: {self.store.path}, {self._samples} samples x {self._numbers} views{names} x "
             f"{self.codec.classes} classes ({self.codec.name}), {written_as(self.store.layout.size)}, {share:.0%} there"
         ]
-        for name, (top1, images) in self.store.notes().get("examined", {}).items():
-            lines.append(f"{name}: top-1 {top1:.4f} on {images} images when it was first asked")
         if self._tapped:
             lines.append(f"the teacher answers every batch, for its taps {', '.join(self._tapped)} are not stored")
         return lines
 
+    def _needed(self) -> Iterator[Rows]:
+        """The rows of the file that a training looks at, one view of all its samples at a time."""
+        for start in range(0, self._stored().layout.rows, self._samples):
+            yield start + self._training
+
     def _count(self, rows: int) -> None:
-        """Once in as many answers as there are samples, bring what is new to the disk, and see whether all is there."""
+        """Once in as many answers as an epoch has, bring what is new to the disk, and see whether all is there."""
         self._answered += rows
-        if self._answered >= self._samples:
+        if self._answered >= self._often:
             self._answered = 0
             self._stored().flush()
             self._keep_near()
@@ -213,16 +233,17 @@ class StoredOutputs(Teacher):
 
     def _keep_near(self) -> None:
         """Where all that a training needs is there and whole, copy it to the device: no step waits for the host."""
-        store, rows = self.store, self._needed.numpy()
-        if store is None or store.layout.rows * store.layout.row_bytes > KEPT_NEAR or not store.filled[rows].all():
+        store = self._stored()
+        if store.layout.rows * store.layout.row_bytes > KEPT_NEAR:
+            return
+        if not all(store.filled[rows].all() for rows in self._needed()):
             return
         near = torch.empty(store.layout.rows, store.layout.row_bytes, dtype=torch.uint8)
-        for start in range(0, len(rows), CHUNK):
-            some = rows[start : start + CHUNK]
-            data, there = store.read(some)
+        for rows in self._needed():
+            data, there = store.read(rows)
             if not there.all():
                 return
-            near[torch.from_numpy(some)] = torch.from_numpy(data)
+            near[torch.from_numpy(rows)] = torch.from_numpy(data)
         self._near = near.to(self._device)
 
     def unlabelled(self, batch: Batch, view: str = "default") -> Outputs:

@@ -76,6 +76,10 @@ class Teacher(ABC):
     def __call__(self, batch: Batch, view: str = "default") -> Outputs:
         """Logits and taps for a view of the batch, without gradient."""
 
+    def begin(self, views: Views) -> None:
+        """Told of the data at the start of each training, after `setup` and `to`. Most teachers ignore it."""
+        return
+
     def shard(self, mesh: DeviceMesh) -> None:
         """Told, after `setup`, that the run spreads its networks over ranks, which all ask it at the same times.
 
@@ -116,6 +120,10 @@ class Teacher(ABC):
         """Who is examined before step 0, by the name that is shown."""
         return {"teacher": self}
 
+    def remembered(self) -> dict[str, tuple[float, int]]:
+        """What is known of an examination of these before, as `examined` was told; they are not examined again."""
+        return {}
+
     def examined(self, results: Mapping[str, tuple[float, int]]) -> None:
         """Told of the examination: member -> top-1 in [0, 1], and the number of images. Most teachers ignore it."""
         return
@@ -128,8 +136,11 @@ class Teacher(ABC):
         """
         raise ValueError(f"a {type(self).__name__} does not say what its answers depend on, so they cannot be stored")
 
-    def require_temperatures(self, temperatures: Mapping[str, float]) -> None:
-        """Told of the temperatures of the terms that look at its logits, by name. Most teachers ignore it."""
+    def require_temperatures(self, temperatures: Mapping[str, float | None]) -> None:
+        """Told of the temperatures of the terms that look at its logits, by name; None is one that nobody knows.
+
+        Most teachers ignore it.
+        """
         return
 
     def notices(self) -> list[str]:

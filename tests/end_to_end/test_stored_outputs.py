@@ -7,14 +7,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 
+from kd_lightning.batch import Batch
 from kd_lightning.cli.commands import run
-from kd_lightning.models import FrozenTeacher, Network, save_weights
+from kd_lightning.datamodules import DigitsDataModule
+from kd_lightning.distillers import OfflineDistiller, Term
+from kd_lightning.losses import SoftTarget
+from kd_lightning.models import FrozenTeacher, Network, StoredOutputs, save_weights
 from kd_lightning.models.output_store import HEADER, Layout, row_sums
 from kd_lightning.run_folder import RunFolder
 
@@ -110,3 +117,62 @@ def test_gone_while_it_fills(gone_at: Callable[[int], AbstractContextManager[Non
     assert 0 < filled(Path("x.outputs")) < 1
     assert run(line("again", stored())) == 0
     assert filled(Path("x.outputs")) == 1
+
+
+# In Python, where modules and data outlive a run
+
+
+def distiller() -> OfflineDistiller:
+    teacher = FrozenTeacher(Network("cifar_resnet8", weights="teacher.safetensors"), check=False)
+    kept = StoredOutputs(teacher, 2, "x.outputs")
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    return OfflineDistiller(Network("cifar_resnet8"), kept, {"kd": Term(SoftTarget())}, sgd)
+
+
+def data() -> DigitsDataModule:
+    return DigitsDataModule(global_batch_size=512, val_fraction=0.1, seed=3)
+
+
+def trainer(epochs: int) -> pl.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return pl.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, logger=False, **quiet)  # type: ignore[arg-type]
+
+
+class Compare(pl.Callback):
+    """What is stored of a view must be the teacher's answer to it."""
+
+    seen = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, OfflineDistiller)
+        assert isinstance(pl_module.teacher, StoredOutputs)
+        told, asked = pl_module.teacher(batch).logits, pl_module.teacher.unlabelled(batch).logits
+        torch.testing.assert_close(told, asked, rtol=2e-3, atol=2e-3)
+        self.seen += 1
+
+
+def test_a_second_training_with_other_data_reads_its_own_views() -> None:
+    module, compare = distiller(), Compare()
+    trainer(2).fit(module, data())
+    longer = trainer(4)
+    longer.callbacks.append(compare)  # type: ignore[attr-defined]
+    longer.fit(module, data())
+    assert compare.seen == 4 * 3
+
+
+def test_data_go_back_to_views_of_their_own() -> None:
+    used = data()
+    trainer(1).fit(distiller(), used)
+    plan = used.plan("train", True)
+    plan.set_epoch(2)
+    assert {int(number) for _, numbers in plan.batches_from(0) for number in numbers} == {2}
+
+
+def test_an_evaluation_may_come_first() -> None:
+    module, used = distiller(), data()
+    trainer(1).validate(module, used, verbose=False)
+    trainer(1).fit(module, used)
+    assert isinstance(module.teacher, StoredOutputs)
+    assert module.teacher.store is not None
