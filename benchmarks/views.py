@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from kd_lightning.datamodules import CIFAR100DataModule
+
 CONFIG = Path(__file__).parents[1] / "configs" / "cifar100" / "offline" / "kd_stored.yaml"
 RESULTS = Path(__file__).with_suffix(".json")
 
@@ -48,8 +50,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--views", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", default="50,000", help="training images of the data set, for the record")
     chosen = parser.parse_args()
+    data = CIFAR100DataModule(str(chosen.root))
+    data.prepare_data()
+    data.setup("fit")
+    images = data.samples()
     found: dict[int, list[float]] = {views: [] for views in chosen.views}
     with tempfile.TemporaryDirectory() as folder:
         for seed in chosen.seeds:
@@ -61,7 +66,7 @@ def main() -> None:
                     for count, v in found.items()
                     if v
                 }
-                result = {"epochs": chosen.epochs, "images": chosen.images, "seeds": chosen.seeds, "views": rows}
+                result = {"epochs": chosen.epochs, "images": images, "seeds": chosen.seeds, "views": rows}
                 RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

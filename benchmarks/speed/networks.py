@@ -38,8 +38,11 @@ def classifier_name(network: nn.Module) -> str:
     return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
-def sgd(network: nn.Module, foreach: bool = True) -> torch.optim.SGD:
-    """The optimizer of every contender; with ``foreach`` all parameters are updated at once, as ours does it."""
+def sgd(network: nn.Module, foreach: bool | None = True) -> torch.optim.SGD:
+    """The optimizer of every contender; with ``foreach`` all parameters are updated at once, as ours does it.
+
+    None is torch's choice.
+    """
     return torch.optim.SGD(network.parameters(), **SGD, foreach=foreach)
 
 

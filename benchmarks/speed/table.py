@@ -60,7 +60,7 @@ def contender_rows(contenders: Mapping[str, Any]) -> list[list[str]]:
 
 def table(results: Mapping[str, Any]) -> str:
     """All results."""
-    head = ["", "images/s", "ms per step", "peak MB", "start-up s", ""]
+    head = ["", "images/s", "ms per step", "peak MB of the main process", "start-up s", ""]
     lines = [
         f"{results['machine']}; {results['threads']} threads; {results['data']}; batch {results['batch']}; "
         f"{results['rounds']} rounds, medians with range; {results['date']}, commit {results['commit']}"

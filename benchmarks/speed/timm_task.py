@@ -12,11 +12,14 @@ from benchmarks.speed.images import one_by_one
 from benchmarks.speed.networks import device, sgd, student_and_teacher
 from benchmarks.speed.setting import SMALL, Setting
 from benchmarks.speed.turns import Epoch, serve_quickest
+from kd_lightning.cli.allocator import keep_freed_memory
 
 
 def train(setting: Setting, fast: bool) -> None:
-    """Train with timm; ``fast`` is bfloat16 autocast, channels_last and an optimizer by lists."""
+    """Train with timm; ``fast`` is bfloat16 autocast, channels_last, an optimizer by lists, and our allocator."""
     where, side = device(), setting.networks.side
+    if fast:
+        keep_freed_memory()
     student, teacher = student_and_teacher(setting)
     layout = torch.channels_last if fast else torch.contiguous_format
     student, teacher = (network.to(where, memory_format=layout) for network in (student, teacher))
@@ -30,7 +33,7 @@ def train(setting: Setting, fast: bool) -> None:
         device=where,
         verbose=False,
     ).train()
-    optimizer = sgd(student, foreach=fast)
+    optimizer = sgd(student, foreach=True if fast else None)
 
     def make(workers: int) -> Epoch:
         loader = create_loader(
@@ -69,5 +72,5 @@ def default(setting: Setting) -> None:
 
 
 def fastest(setting: Setting) -> None:
-    """bfloat16 autocast, channels_last."""
+    """bfloat16 autocast, channels_last, and freed memory kept, which timm does not do by itself."""
     train(setting, fast=True)

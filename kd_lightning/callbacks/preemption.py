@@ -42,6 +42,10 @@ class Preemption(pl.Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = max(self.received, number)
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen already: one rank that left now would leave the others waiting."""
+        self._listen()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen, instead of Lightning, which would save in the middle of a step.
 
@@ -49,8 +53,12 @@ class Preemption(pl.Callback):
         host wait for that; this callback asks less often, and all ranks.
         """
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = quiet  # type: ignore[method-assign]
+        self._listen()
+
+    def _listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._note)
+            if (before := signal.signal(number, self._note)) != self._note:
+                self._before[number] = before
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen no more."""

@@ -1,13 +1,13 @@
 """The strategy of a run that names none by its class: DDP that says no more than it must."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from kd_lightning.distillers import Classifier, DeiTDistiller, FullySharded, OfflineDistiller, QuietDDP
 from kd_lightning.distillers.criteria import Term
@@ -15,20 +15,29 @@ from kd_lightning.distillers.schedules import Constant
 from kd_lightning.losses.base import Loss
 from kd_lightning.models import EnsembleTeacher, FrozenTeacher, StoredOutputs, Teacher
 
-ONE_GRAPH = (Classifier, DeiTDistiller, OfflineDistiller)  # schemes in which every step has the same graph
+ONE_GRAPH = (Classifier, DeiTDistiller, OfflineDistiller)  # schemes in which one loss of one student is all
 WITH_DDP = frozenset({"auto", "cpu", "cuda", "gpu"})  # accelerators on which `auto` means DDP for several devices
+
+
+def is_ours(loss: nn.Module) -> TypeGuard[Loss]:
+    """Whether a loss is of this package, whose ways are known."""
+    return isinstance(loss, Loss) and type(loss).__module__.partition(".")[0] == "kd_lightning"
 
 
 def is_static(term: Term) -> bool:
     """Whether a term reaches the same parameters in every step.
 
-    It does not where its weight follows the epochs, or its loss does; of a module that is no `Loss`, nobody knows.
+    It does not where its weight follows the epochs, or its loss does; of a loss of somebody else's, nobody knows.
     """
-    return isinstance(term.schedule(), Constant) and isinstance(term.loss, Loss) and "epoch" not in term.loss.needs
+    return isinstance(term.schedule(), Constant) and is_ours(term.loss) and "epoch" not in term.loss.needs
 
 
 def has_static_graph(module: pl.LightningModule) -> bool:
-    """Whether a module's every training step reaches the same parameters: true only where that is known."""
+    """Whether a scheme's every training step reaches the same parameters of a student that always does the same.
+
+    True only where that is known of the scheme and its terms. For a student that leaves out layers at random, by control
+    flow, state the strategy by its class.
+    """
     if not isinstance(module, ONE_GRAPH) or type(module) not in ONE_GRAPH or not module.automatic_optimization:
         return False
     return all(is_static(term) for term in module.criteria.terms.values())
@@ -41,18 +50,11 @@ def may_change(teacher: Teacher | None) -> bool:
     return not (teacher is None or isinstance(teacher, FrozenTeacher | StoredOutputs))
 
 
-def reads_buffers(module: pl.LightningModule) -> bool:
-    """Whether a training step may read a buffer that an earlier one has written: false only where that is known.
-
-    BatchNorm's statistics are written by a network that trains and read by one that evaluates, as a teacher that
-    follows the student does. What a loss keeps in other buffers, it reads.
-    """
+def may_be_quiet(module: pl.LightningModule) -> bool:
+    """Whether no network in evaluation mode follows the student: true only where that is known."""
     if not isinstance(module, ONE_GRAPH) or type(module) not in ONE_GRAPH:
-        return True
-    if not isinstance(module, Classifier) and may_change(module.teacher):
-        return True
-    parts = [part for term in module.criteria.terms.values() for part in term.loss.modules()]
-    return any(True for part in parts if not isinstance(part, _BatchNorm) for _ in part.buffers(recurse=False))
+        return False
+    return isinstance(module, Classifier) or not may_change(module.teacher)
 
 
 def accumulates(trainer: Mapping[str, Any]) -> bool:
@@ -90,7 +92,8 @@ def chosen(trainer: Mapping[str, Any], module: pl.LightningModule) -> Strategy |
 
     ``fsdp`` becomes `FullySharded`; ``ddp``, and ``auto`` on several devices, become DDP whose gradients are views of
     the buckets that are reduced, which learns the order of the gradients once where the graph is static and no
-    gradients are accumulated, and which exchanges no buffers where no step reads them (`QuietDDP`). All else stays as
+    gradients are accumulated, and which exchanges no statistics of BatchNorm where no
+    network in evaluation mode follows the student (`QuietDDP`). All else stays as
     stated.
 
     Args:
@@ -105,6 +108,6 @@ def chosen(trainer: Mapping[str, Any], module: pl.LightningModule) -> Strategy |
     if stated != "ddp" and not (stated == "auto" and accelerator in WITH_DDP and several):
         return stated
     static = has_static_graph(module) and not accumulates(trainer)
-    if reads_buffers(module):
-        return DDPStrategy(gradient_as_bucket_view=True, static_graph=static)
-    return QuietDDP(static_graph=static)
+    if may_be_quiet(module):
+        return QuietDDP(static_graph=static)
+    return DDPStrategy(gradient_as_bucket_view=True, static_graph=static)

@@ -29,6 +29,7 @@ from kd_lightning.models import NetworkLike, Outputs, Views
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
 from kd_lightning.models.weights import matched
+from kd_lightning.ranks import summed
 from kd_lightning.seeds import hashed_int, run_seed, seed_torch
 
 STUDENT = "student."  # what the student's entries in a checkpoint start with
@@ -228,7 +229,7 @@ class Distiller(pl.LightningModule, ABC):
         return share_of(samples, position, self.trainer, self._over_ranks)
 
     def _over_ranks(self, value: Tensor) -> Tensor:
-        return cast(Tensor, self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))
+        return summed(value.to(self.device))
 
     def on_after_backward(self) -> None:
         """Stop if the loss was not finite; what no term reaches has no gradient, so weight decay leaves it alone."""

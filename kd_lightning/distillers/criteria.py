@@ -23,7 +23,8 @@ class Term:
 
     Args:
         loss: A `Loss`, or any module with ``forward(student, teacher, target)`` that returns a scalar.
-        weight: A number, or a `Schedule` over the epochs. A term that weighs 0 now is not computed.
+        weight: A number, or a `Schedule` over the epochs; it is looked at once in an epoch. A term that weighs 0 now is
+            not computed.
         student: Tap or taps of the student: ``stages``, ``stage:2``, ``last_stage``, ``stem+stages``, ``embedding``,
             ``last_map``, ``attention``, ``logits``, or names of submodules; ``default`` is what the loss states, logits
             for a plain module.

@@ -6,6 +6,7 @@ from typing import Any, cast
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.distributed.constants import default_pg_timeout
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.ranks import same_on_all_ranks
 
@@ -30,11 +31,12 @@ class FirstRanksStatistics(Strategy):
 
 
 class QuietDDP(FirstRanksStatistics, DDPStrategy):
-    """DDP in which the ranks exchange nothing but gradients in a step.
+    """DDP in which a step exchanges gradients alone, if no module has other buffers than BatchNorm's statistics.
 
     Lightning's shows the first rank's buffers to all others before every forward pass. A BatchNorm that trains does not
-    read its running statistics, so the first rank's, and all that is learnt, are the same without. Not for a scheme in
-    which a network in evaluation mode follows the student, nor for a student that reads its buffers in training.
+    read its running statistics, so the first rank's, and all that is learnt, are the same without. Other buffers may be
+    read in training, so where there are any it does as Lightning does. Not for a scheme in which a network in
+    evaluation mode follows the student.
 
     Args:
         static_graph: Whether every step reaches the same parameters.
@@ -53,5 +55,16 @@ class QuietDDP(FirstRanksStatistics, DDPStrategy):
         super().__init__(
             process_group_backend=process_group_backend,
             timeout=timeout,
-            **{"gradient_as_bucket_view": True, "static_graph": static_graph, "broadcast_buffers": False} | options,
+            **{"gradient_as_bucket_view": True, "static_graph": static_graph} | options,
         )
+
+    def configure_ddp(self) -> None:
+        """Wrap the module."""
+        self._ddp_kwargs.setdefault("broadcast_buffers", has_buffers_to_read(cast(nn.Module, self.model)))
+        super().configure_ddp()
+
+
+def has_buffers_to_read(module: nn.Module) -> bool:
+    """Whether any part but BatchNorm has buffers, which a training step may read."""
+    parts = [part for part in module.modules() if not isinstance(part, _BatchNorm)]
+    return any(True for part in parts for _ in part.buffers(recurse=False))

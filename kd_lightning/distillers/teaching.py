@@ -112,9 +112,10 @@ def examine_first(
 
         def moved(batch: object) -> object:
             on_device: object = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-            return on_device
+            return trainer.precision_plugin.convert_input(on_device)
 
-        with torch.random.fork_rng():  # a shuffling DataLoader draws from the global generator
+        # A shuffling DataLoader draws from the global generator; the precision is the one that it teaches in.
+        with torch.random.fork_rng(), trainer.precision_plugin.val_step_context():
             top1, images = examine(member, cast(Iterable[object], loader), moved, over_ranks)
         rank_zero_info(f"{name}: top-1 {top1:.4f} on {images} images")
         results[name] = top1, images

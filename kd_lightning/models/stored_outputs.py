@@ -21,13 +21,19 @@ from kd_lightning.models.teacher import Outputs, Teacher
 from kd_lightning.ranks import summed, world_size
 
 FOLDER = Path("stored_outputs")
-KEPT_NEAR = 2 << 30  # bytes of a filled file that are kept on the student's device
+KEPT_NEAR = 2 << 30  # bytes of a filled file that are kept in the memory of the host, where the student is there
+OF_FREE = 0.25  # of a GPU's free memory, for a filled file
 
 
 def default_path(facts: Mapping[str, str]) -> Path:
     """A file of its own for each teacher, data set, augmentation and seed."""
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
     return FOLDER / f"{digest[:16]}.outputs"
+
+
+def room(device: torch.device) -> float:
+    """Bytes of a filled file that may be kept on a device."""
+    return OF_FREE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else KEPT_NEAR
 
 
 def picked(batch: Batch, view: str, where: Tensor) -> Batch:
@@ -232,9 +238,12 @@ class StoredOutputs(Teacher):
             store.damaged = 0
 
     def _keep_near(self) -> None:
-        """Where all that a training needs is there and whole, copy it to the device: no step waits for the host."""
+        """Where all that a training needs is there, whole, and fits, copy it to the device.
+
+        A step then waits for nobody; one that reads from the file waits for the host.
+        """
         store = self._stored()
-        if store.layout.rows * store.layout.row_bytes > KEPT_NEAR:
+        if store.layout.rows * store.layout.row_bytes > room(self._device):
             return
         if not all(store.filled[rows].all() for rows in self._needed()):
             return
