@@ -6,10 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
-from kd_lightning.models import FrozenTeacher, Network, Views
+from kd_lightning.models import FrozenTeacher, Network, Outputs, Views
+from kd_lightning.models.anatomy import Anatomy
 from kd_lightning.models.quick import cast_once, foldable, folded
+from kd_lightning.models.tap_plan import several
+from kd_lightning.models.taps import install, tapped
+from kd_lightning.models.trace import traced
 
 SHAPE = (3, 32, 32)
+SYMBOLS = ("stages", "stem+stages", "stages:preact", "stage:1", "last_stage", "last_map", "embedding")
 
 
 def lived_in(network: nn.Module) -> nn.Module:
@@ -50,6 +55,57 @@ class Twice(Net):
 class Asked(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.norm.weight[0]
+
+
+class Shown(Net):
+    """A tap hears the convolution's output as another tensor; the logits do not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.show = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        heard = self.conv(x)
+        self.show(2 * heard)
+        out: Tensor = self.fc(self.norm(heard).mean((2, 3)))
+        return out
+
+
+def nested() -> nn.Module:
+    """Parents share a tensor with a part of theirs at their input, at their output or at both."""
+    stem = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    block = nn.Sequential(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Conv2d(4, 4, 3), nn.Identity())
+    rest = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    return nn.Sequential(stem, block, rest)
+
+
+def heard_in(network: nn.Module, taps: list[str]) -> dict[str, Tensor]:
+    install(network, taps)
+    with torch.no_grad(), tapped(network, taps) as values:
+        network(torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1)))
+    return values
+
+
+def assert_same(one: Tensor, other: Tensor, of: str) -> None:
+    assert (one - other).abs().max() < 1e-3 * other.abs().max(), of
+
+
+def answer(network: nn.Module, taps: list[str], fold: bool) -> Outputs:
+    teacher = FrozenTeacher(copy.deepcopy(network), fold=fold, check=False)
+    teacher.setup(7, Views(SHAPE), taps)
+    images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    return teacher(Batch({"default": images}, torch.zeros(4).long()))
+
+
+def understood(network: nn.Module) -> list[str]:
+    anatomy, taps = Anatomy(network, SHAPE), []
+    for symbol in SYMBOLS:
+        try:
+            anatomy.named(symbol)
+        except ValueError:
+            continue
+        taps.append(symbol)
+    return taps
 
 
 def test_by_hand() -> None:
@@ -105,6 +161,83 @@ def test_a_tap_between_the_two_keeps_them_apart() -> None:
     assert foldable(network, SHAPE, ["norm", "conv:in"]) == [("conv", "norm")]
 
 
+@pytest.mark.parametrize("parent", ["0", "0.0", "1:in", "1.0:in", "1.0.0:in"])
+def test_a_parent_listens_to_what_its_part_gives(parent: str) -> None:
+    network = lived_in(nested())
+    first, second = ("0.0.0", "1.0.0"), ("1.1", "2.0")
+    assert foldable(network, SHAPE) == [first, second]
+    assert foldable(network, SHAPE, [parent]) == [second]
+    assert foldable(network, SHAPE, [f"{parent}:map"]) == [second]
+
+
+@pytest.mark.parametrize("parent", ["1", "1.2", "1.2:in", "2:in"])
+def test_what_passes_a_tensor_on_is_listened_to_as_well(parent: str) -> None:
+    assert foldable(lived_in(nested()), SHAPE, [parent]) == [("0.0.0", "1.0.0")]
+
+
+def test_every_tap_hears_the_same() -> None:
+    network = lived_in(nested())
+    names = [run.name for run in traced(network, SHAPE)[0]]
+    for tap in [*names, *(f"{name}:in" for name in names)]:
+        made = folded(network, SHAPE, [tap])
+        assert made is not network
+        assert_same(heard_in(made, [tap])[tap], heard_in(copy.deepcopy(network), [tap])[tap], tap)
+
+
+def test_a_tap_that_would_hear_something_else_leaves_the_network_alone() -> None:
+    network = lived_in(Shown())
+    assert folded(network, SHAPE) is not network
+    assert foldable(network, SHAPE, ["show"]) == [("conv", "norm")]
+    assert folded(network, SHAPE, ["show"]) is network
+    assert folded(network, SHAPE, ["norm", "logits"]) is not network
+
+
+def test_a_tap_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="tap 'cnov': Net has no such submodule; it has, nearest first: conv"):
+        folded(lived_in(Net()), SHAPE, ["cnov"])
+
+
+def test_a_stem_that_is_a_bare_convolution() -> None:
+    network = lived_in(timm.create_model("cifar_wrn_16_2", num_classes=7))
+    first = ("stem.conv", "stages.0.0.bn1")
+    assert first in foldable(network, SHAPE, ["stages.0", "stages.1", "stages.2"])
+    assert first not in foldable(network, SHAPE, ["stem", "stages.0", "stages.1", "stages.2"])
+    taps = ["stem", "stages.0"]
+    made = folded(network, SHAPE, taps)
+    assert norms(made) == 7  # one more than where nobody listens
+    expected = heard_in(network, taps)
+    for tap, value in heard_in(made, taps).items():
+        assert_same(value, expected[tap], tap)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar_mobilenetv2",
+        "cifar_resnet8x4",
+        "cifar_shufflenetv1",
+        "cifar_shufflenetv2",
+        "cifar_vgg8",
+        "cifar_wrn_16_2",
+        "efficientnet_b0",
+        "mobilenetv3_small_050",
+        "regnetx_002",
+        "resnet18",
+    ],
+)
+def test_a_teacher_says_the_same_folded_whatever_is_tapped(name: str) -> None:
+    network = lived_in(timm.create_model(name, num_classes=7))
+    taps = understood(network)
+    assert {"stages", "stem+stages", "stage:1", "last_stage", "embedding"} <= {*taps}
+    expected = answer(network, taps, fold=False)
+    for asked in [*([tap] for tap in taps), taps]:
+        outputs = answer(network, asked, fold=True)
+        assert_same(outputs.logits, expected.logits, f"logits beside {asked}")
+        for tap in asked:
+            for value, other in zip(several(outputs.taps[tap]), several(expected.taps[tap]), strict=True):
+                assert_same(value, other, tap)
+
+
 def test_casting_once_is_what_autocast_does() -> None:
     network = lived_in(timm.create_model("cifar_resnet8", num_classes=7))
     quick, image = copy.deepcopy(network), torch.randn(4, *SHAPE)
@@ -154,3 +287,14 @@ def test_a_teacher_may_be_compiled() -> None:
 def test_a_compiler_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match=r"teacher.compile must be null or one of \[.*inductor.*\], got 'fast'"):
         FrozenTeacher(Net(), compile="fast")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_in_half_precision_is_folded_in_float32(dtype: torch.dtype) -> None:
+    network = lived_in(Network("cifar_resnet8").build(7, seed=1)).to(dtype)
+    quick = folded(network, SHAPE, ["stages.1"])
+    assert norms(quick) < norms(network)
+    assert {value.dtype for value in quick.parameters()} == {dtype}
+    exact, image = copy.deepcopy(network).float(), torch.randn(4, *SHAPE)
+    expected = exact(image)
+    assert (quick(image.to(dtype)) - expected).abs().max() < 0.03 * expected.abs().max()
