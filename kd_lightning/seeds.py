@@ -7,16 +7,19 @@ draws what an uninterrupted one would have drawn, and no generator state has to 
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
 GOLDEN = 0x9E3779B1
-Lane = TypeVar("Lane", int, Tensor)
+Lane = TypeVar("Lane", int, Tensor, NDArray[Any])
+Lanes = TypeVar("Lanes", Tensor, NDArray[Any])
 
 
 def run_seed() -> int:
@@ -25,7 +28,7 @@ def run_seed() -> int:
 
 
 def lowbias32(x: Lane) -> Lane:
-    """A bijective 32-bit hash with low bias, of an integer in [0, 2^32), or elementwise on int64 lanes of such.
+    """A bijective 32-bit hash with low bias, of an integer in [0, 2^32), or of each in int64 or uint32 lanes.
 
     Source: C. Wellons, "Prospecting for Hash Functions", 2018 (``lowbias32``).
     """
@@ -49,19 +52,32 @@ def hashed(*names: int | str | Tensor) -> Tensor:
     plain = hashed_int(*(name for name in names[:first] if not isinstance(name, Tensor)))
     if first == len(names):
         return torch.tensor(plain)
-    h = torch.tensor(plain, device=cast(Tensor, names[first]).device)
-    for name in names[first:]:
-        lane = zlib.crc32(name.encode()) if isinstance(name, str) else name
-        h = lowbias32((h * GOLDEN + lane + 1) & MASK)
+    # A plain number among tensors is no tensor itself: to copy it to a GPU, the host would wait.
+    lanes = [name if isinstance(name, Tensor) else hashable(name) for name in names[first:]]
+    if all(lane.is_cpu and lane.ndim for lane in lanes if isinstance(lane, Tensor)):
+        parts = [lane.numpy().astype(np.uint32) if isinstance(lane, Tensor) else lane for lane in lanes]
+        return torch.from_numpy(folded(plain, parts).astype(np.int64))
+    return folded(plain, lanes)
+
+
+def folded(start: int, lanes: Sequence[int | Lanes]) -> Lanes:
+    """The hash of lanes, of which the first is no plain number, after names that have the hash ``start``."""
+    h = lowbias32((cast(Lanes, lanes[0]) + ((start * GOLDEN + 1) & MASK)) & MASK)
+    for lane in lanes[1:]:
+        h = lowbias32((h * GOLDEN + ((lane + 1) & MASK if isinstance(lane, int) else lane + 1)) & MASK)
     return h
+
+
+def hashable(name: int | str) -> int:
+    """The number that a plain name stands for: of a string its CRC-32."""
+    return zlib.crc32(name.encode()) if isinstance(name, str) else name
 
 
 def hashed_int(*names: int | str) -> int:
     """The number that `hashed` gives for plain names, 50 times as fast."""
     h = 0
     for name in names:
-        lane = zlib.crc32(name.encode()) if isinstance(name, str) else name
-        h = lowbias32((h * GOLDEN + lane + 1) & MASK)
+        h = lowbias32((h * GOLDEN + hashable(name) + 1) & MASK)
     return h
 
 

@@ -3,6 +3,7 @@
 import math
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -41,7 +42,8 @@ def cells(*draws: tuple[Tensor, int]) -> Tensor:
 
 @given(st.integers(0, MASK))
 def test_lowbias32_in_unbounded_integers(x: int) -> None:
-    assert int(lowbias32(torch.tensor(x))) == lowbias32_of_int(x)
+    assert int(lowbias32(torch.tensor(x))) == lowbias32(x) == lowbias32_of_int(x)
+    assert lowbias32(np.array([x], dtype=np.uint32)).tolist() == [lowbias32_of_int(x)]
 
 
 def test_lowbias32_is_a_bijection_where_looked_at() -> None:
@@ -59,6 +61,51 @@ def test_hash_of_tensors_is_that_of_their_elements() -> None:
     found = hashed(5, "default", index, number)
     assert found.tolist() == [[hashed_of_ints(5, "default", i, n) for n in (0, 3)] for i in (0, 7, 2**31)]
     assert found.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ((), 0),
+        ((3, "crop", -5, 2**40), 3207344177),
+        ((torch.tensor(7),), 3931332538),
+        ((0, torch.tensor(0), "", torch.tensor([9])), [4235150670]),
+        ((torch.tensor(4), torch.tensor([1, 2]), 1), [852365334, 2788218419]),
+        ((torch.tensor([0, 5]), "lambda"), [2218154278, 4115009673]),
+        (
+            (3, "order", torch.tensor([0, 1, 2**31, -1, 2**62]), "flip", -4),
+            [1275408180, 2134272071, 733941985, 1600679317, 1275408180],
+        ),
+        (
+            ("a", torch.tensor([[0], [7]]), 2**40, torch.tensor([1, 2])),
+            [[2402481167, 2350486737], [1673763112, 1825988697]],
+        ),
+    ],
+    ids=str,
+)
+def test_hashes_stay_what_they_are(names: tuple[int | str | Tensor, ...], wanted: int | list[int]) -> None:
+    found = hashed(*names)
+    assert found.tolist() == wanted
+    assert found.dtype == torch.int64
+
+
+PLAIN_NAMES = st.one_of(st.integers(-(2**63), 2**63 - 2), st.text(max_size=5))
+LANES = st.one_of(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3), st.integers(-(2**63), 2**63 - 1))
+
+
+@given(st.lists(st.one_of(PLAIN_NAMES, LANES.map(torch.tensor)), min_size=1, max_size=6))
+def test_hash_of_any_mixture_of_names(names: list[int | str | Tensor]) -> None:
+    before = [name.clone() if isinstance(name, Tensor) else name for name in names]
+    found = hashed(*names)
+    places = [name.expand(3).tolist() if isinstance(name, Tensor) else [name] * 3 for name in names]
+    assert found.expand(3).tolist() == [hashed_of_ints(*parts) for parts in zip(*places, strict=True)]
+    assert found.dtype == torch.int64
+    for name, kept in zip(names, before, strict=True):
+        assert torch.equal(name, kept) if isinstance(name, Tensor) and isinstance(kept, Tensor) else name == kept
+
+
+def test_hash_of_no_elements() -> None:
+    assert hashed(1, "order", torch.empty(0, 2, dtype=torch.int64), 3).shape == (0, 2)
 
 
 def test_order_and_number_of_names_matter() -> None:

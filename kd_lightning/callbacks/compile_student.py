@@ -15,12 +15,20 @@ class CompileStudent(pl.Callback):
     is not compiled.
 
     Args:
-        mode: Of `torch.compile`.
+        mode: Of `torch.compile`; it belongs to the backend inductor.
         dynamic: Whether one program takes any batch size; None lets torch decide when a second one comes.
         backend: Of `torch.compile`.
+
+    Raises:
+        ValueError: if there is a mode for another backend, which knows none.
     """
 
     def __init__(self, mode: Mode = "default", dynamic: bool | None = None, backend: str = "inductor") -> None:
+        if mode != "default" and backend != "inductor":
+            raise ValueError(
+                f"mode must be default with the backend {backend}, got {mode}: "
+                "leave mode out, or take the backend inductor"
+            )
         self.mode, self.dynamic, self.backend = mode, dynamic, backend
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -32,6 +40,6 @@ class CompileStudent(pl.Callback):
         student = pl_module.student
         if not isinstance(student, nn.Module):
             raise ValueError(f"{type(pl_module).__name__} has no student to compile")
-        # `mode` belongs to inductor; other backends refuse it.
+        # Other backends refuse any mode.
         mode = self.mode if self.backend == "inductor" else None
         student.compile(mode=mode, dynamic=self.dynamic, backend=self.backend)

@@ -1,24 +1,44 @@
 """An exponential moving average of the student's weights."""
 
-from pathlib import Path
+import copy
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd_lightning.distillers.codistillation import TrainsInGroups
+from kd_lightning.models.moving_average import move_towards
 from kd_lightning.models.sharding import is_sharded
 
 KEY = "ema"
+
+
+class Average(nn.Module):
+    """A copy of a network that moves towards it.
+
+    Args:
+        network: It starts as this one is.
+        decay: What is kept of it in a move, in [0, 1).
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(network).requires_grad_(False)
+        self.decay = decay
+
+    def move(self, network: nn.Module) -> None:
+        """Move towards the network."""
+        move_towards(self.module, network, 1 - self.decay)
 
 
 class StudentEMA(pl.Callback):
     """Keeps theta_ema <- decay theta_ema + (1 - decay) theta after each optimizer step, of the student alone.
 
     The average is in the checkpoint under a key of its own; the student's weights stay what they were. Validation and
-    test look at the average where ``evaluate`` says so. Buffers are averaged where they are floating point.
+    test look at the average where ``evaluate`` says so, and of a checkpoint at the checkpoint's. Buffers are averaged
+    where they are floating point; others are the student's.
 
     Args:
         decay: In [0, 1); 0.9999 is usual for ImageNet, 0.999 or less for short trainings.
@@ -32,12 +52,17 @@ class StudentEMA(pl.Callback):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.evaluate = decay, evaluate
-        self.average: AveragedModel | None = None
+        self.average: Average | None = None
         self._steps = 0
         self._restored: dict[str, Any] | None = None
         self._own: dict[str, torch.Tensor] | None = None
 
-    def _build(self, module: pl.LightningModule) -> AveragedModel:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget what an earlier training or test has left, before a training."""
+        if stage == "fit":
+            self.average = self._restored = None
+
+    def _build(self, module: pl.LightningModule) -> Average:
         student = module.student
         if not isinstance(student, nn.Module):
             raise ValueError(f"{type(module).__name__} has no student to average")
@@ -45,12 +70,11 @@ class StudentEMA(pl.Callback):
             raise ValueError(
                 "StudentEMA cannot average a student that fsdp spreads over ranks: leave it out, or take ddp"
             )
-        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]
-        average.n_averaged.fill_(1)  # it is the student's: torch would overwrite it with the first step's
+        average = Average(student, self.decay)
         if self._restored is not None:
             average.load_state_dict(self._restored)
             self._restored = None
-        return average.requires_grad_(False)
+        return average
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the student as it is, or from the checkpoint's average.
@@ -68,8 +92,7 @@ class StudentEMA(pl.Callback):
 
     def stand_in(self, module: pl.LightningModule) -> nn.Module | None:
         """The average, if it is what is evaluated; also that of a checkpoint whose training does not go on."""
-        if self.average is None and self._restored is not None:
-            self.average = self._build(module)
+        self._take_up(module)
         return self.average.module if self.average is not None and self.evaluate else None
 
     def restart(self, module: pl.LightningModule) -> None:
@@ -83,7 +106,7 @@ class StudentEMA(pl.Callback):
         """Move the average, if the student has moved."""
         if self.average is not None and trainer.global_step != self._steps:
             self._steps = trainer.global_step
-            self.average.update_parameters(self._student(pl_module))
+            self.average.move(self._student(pl_module))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -111,15 +134,14 @@ class StudentEMA(pl.Callback):
             raise ValueError(f"{type(module).__name__} has no student")
         return student
 
+    def _take_up(self, module: pl.LightningModule) -> None:
+        if self._restored is not None:
+            self.average = self._build(module)
+
     def _swap_in(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not self.evaluate:
-            return
-        if self.average is None and trainer.ckpt_path and not (trainer.training or trainer.sanity_checking):
-            stored = torch.load(Path(trainer.ckpt_path), map_location="cpu", weights_only=True)
-            if KEY in stored:
-                self._restored = stored[KEY]
-                self.average = self._build(module)
-        if self.average is not None:
+        if trainer.state.fn != TrainerFn.FITTING:  # else the training takes it up when it starts
+            self._take_up(module)
+        if self.average is not None and self.evaluate:
             student = self._student(module)
             self._own = {key: value.clone() for key, value in student.state_dict().items()}
             student.load_state_dict(self.average.module.state_dict())

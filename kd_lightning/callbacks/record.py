@@ -1,7 +1,6 @@
 """The record of a run: its configuration before step 0, its figures after the test."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,19 +18,14 @@ class RunRecord(pl.Callback):
         folder: The run's.
         config: The complete configuration as YAML.
         seed: The run's.
-        after_setup: Called on every rank once the processes have found each other.
     """
 
-    def __init__(
-        self, folder: RunFolder, config: str, seed: int, after_setup: Callable[[], None] | None = None
-    ) -> None:
-        self.folder, self.config, self.seed, self.after_setup = folder, config, seed, after_setup
+    def __init__(self, folder: RunFolder, config: str, seed: int) -> None:
+        self.folder, self.config, self.seed = folder, config, seed
         self.started = time.time()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the configuration, unless the run has one; a resumed run keeps its own."""
-        if self.after_setup is not None:
-            self.after_setup()
         if trainer.is_global_zero and not self.folder.config.exists():
             write_text(self.folder.config, self.config)
         for logger in trainer.loggers:

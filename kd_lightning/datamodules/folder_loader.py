@@ -168,10 +168,11 @@ class FolderLoader(Loader):
         pinned = raw.images.is_pinned()
         images = normalise(raw.images.to(self.device, non_blocking=pinned), self.scale, self.shift)
         index, number = raw.names.unbind(1)
-        target = self.encoded.labels[index].to(self.device)
+        target = self.encoded.labels[index]
+        target = (target.pin_memory() if pinned else target).to(self.device, non_blocking=pinned)
         if self.erasing is not None:
             self.erasing(images, index, number)
-        index, number = index.to(self.device), number.to(self.device)
+        index, number = raw.names.to(self.device, non_blocking=pinned).unbind(1)
         if self.mixing is None:
             return Batch({"default": images}, target, index, number)
         shares = self.mixing.draw(hashed(self.plan.seed, "mixing", index, number))

@@ -93,6 +93,13 @@ def image_store(images: NDArray[np.uint8], labels: NDArray[np.int64], num_classe
     return ImageStore(pack(torch.from_numpy(images)), target, images.shape[3], num_classes)
 
 
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device; where they go from the host to a GPU, neither waits for the other."""
+    if device.type != "cuda" or not values.is_cpu:
+        return values.to(device)
+    return values.contiguous().pin_memory().to(device, non_blocking=True)  # strided ones would go by unpinned memory
+
+
 class InMemoryLoader(Loader):
     """Cuts the batches of a plan out of an `ImageStore`.
 
@@ -124,34 +131,47 @@ class InMemoryLoader(Loader):
         self.store, self.views, self.mixing = store, views, mixing
         scale, shift = scale_and_shift(mean, std)
         self._scale, self._shift = scale.to(device), shift.to(device)
-        self._partners = plan.rows.to(device)
+        self._partners = plan.rows.to(store.packed.device)
 
     def fetch(self, position: int) -> Iterator[Batch]:
         """The batches of the plan's epoch from ``position`` on."""
-        for rows, numbers in self.plan.batches_from(position):
-            yield self.batch(rows.to(self.device), numbers.to(self.device))
+        for rows, numbers in self.plan.batches_from(position, self.store.packed.device):
+            yield self.batch(rows, numbers)
 
     def batch(self, rows: Tensor, numbers: Tensor) -> Batch:
-        """The batch of the samples with these names, two int64 ``[N]`` on the loader's device."""
-        images, target = self.make_views(rows, numbers), self.store.target[rows]
+        """The batch of the samples with these names, two int64 ``[N]`` where the images are kept."""
+        index, number = moved(rows, self.device), moved(numbers, self.device)
+        images, target = self._views_of(rows, index, number), self.store.target[index]
         if self.plan.train and self.mixing is not None:
             key = hashed(self.plan.seed, "mixing", rows, numbers)
             partners = self._partners[below(len(self._partners), key, "partner")]
-            images, lam = mix(images, self.make_views(partners, numbers), self.mixing.draw(key))
-            target = mix_targets(target, self.store.target[partners], lam, self.store.num_classes)
-        return Batch(images, target, rows, numbers)
+            others = moved(partners, self.device)
+            shares = self.mixing.draw(moved(key, self.device))
+            images, lam = mix(images, self._views_of(partners, others, number), shares)
+            target = mix_targets(target, self.store.target[others], lam, self.store.num_classes)
+        return Batch(images, target, index, number)
 
     def make_views(self, rows: Tensor, numbers: Tensor) -> dict[str, Tensor]:
         """View name -> unmixed views of the samples, float32 ``[N, C, H, W]``."""
+        return self._views_of(rows, moved(rows, self.device), moved(numbers, self.device))
+
+    def _images_of(self, rows: Tensor) -> Tensor:
         whole = self.store.packed
-        packed = whole.index_select(0, rows.to(whole.device)).to(self.device)
+        rows = rows.to(whole.device)
+        if self.device.type != "cuda" or not whole.is_cpu:
+            return whole.index_select(0, rows).to(self.device)
+        packed = whole.new_empty((len(rows), *whole.shape[1:]), pin_memory=True)
+        return torch.index_select(whole, 0, rows, out=packed).to(self.device, non_blocking=True)
+
+    def _views_of(self, rows: Tensor, index: Tensor, number: Tensor) -> dict[str, Tensor]:
+        packed = self._images_of(rows)
 
         def made(view: View, key: Tensor) -> Tensor:
             return view.make(packed, key, self.store.channels, self._scale, self._shift)
 
         if not self.plan.train:
-            return dict.fromkeys(self.views, made(PLAIN, rows))
-        return {name: made(view, view_key(self.plan.seed, name, rows, numbers)) for name, view in self.views.items()}
+            return dict.fromkeys(self.views, made(PLAIN, index))
+        return {name: made(view, view_key(self.plan.seed, name, index, number)) for name, view in self.views.items()}
 
 
 class InMemoryDataModule(ImageDataModule):

@@ -17,8 +17,7 @@ class NamesLoader(Loader):
 
     def fetch(self, position: int) -> Iterator[Batch]:
         """The batches of the plan's epoch from ``position`` on."""
-        for rows, numbers in self.plan.batches_from(position):
-            rows, numbers = rows.to(self.device), numbers.to(self.device)
+        for rows, numbers in self.plan.batches_from(position, self.device):
             yield Batch({}, torch.zeros_like(rows), rows, numbers)
 
 

@@ -129,9 +129,14 @@ class EpochPlan:
         """Samples of the batch at a position over all ranks: only the last one may be smaller than the others."""
         return min(self.global_batch_size, len(self.rows) - position * self.global_batch_size)
 
-    def batches_from(self, position: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's (rows, numbers) of each batch from ``position`` on."""
-        rows, numbers = self.order()
+    def batches_from(self, position: int, device: torch.device | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's (rows, numbers) of each batch from ``position`` on, cut out of an order that lies on the device.
+
+        Args:
+            position: Of the first batch, >= 0.
+            device: Where they are wanted, by default on the CPU; the whole order goes there once.
+        """
+        rows, numbers = (names.to(device or "cpu") for names in self.order())
         for start in range(
             position * self.global_batch_size, self.batches * self.global_batch_size, self.global_batch_size
         ):

@@ -78,7 +78,8 @@ def stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], batch: Batch,
     path = Path(module.trainer.default_root_dir) / f"nonfinite-rank{module.global_rank}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     place = {"global_step": module.global_step, "epoch": module.current_epoch, "rank": module.global_rank}
-    torch.save({"batch": batch._asdict(), "state_dict": module.state_dict(), **place}, path)
+    kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in batch._asdict().items()}
+    torch.save({"batch": kept, "state_dict": module.state_dict(), **place}, path)  # index is cut out of the epoch's
     shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
     rows = "" if batch.index is None else f"; samples {batch.index[:8].tolist()} …"
     raise NonFiniteLossError(

@@ -33,6 +33,24 @@ def ramped(momentum: float, step: int, steps: float) -> float:
     return 1 - (1 - momentum) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
+@torch.no_grad()
+def move_towards(average: nn.Module, network: nn.Module, share: float) -> None:
+    """Let an average <- (1 - share) average + share network, in place; what is not floating point is copied.
+
+    Args:
+        average: Of the network's structure, on its device, in its precision.
+        network: Where to.
+        share: Of the network, in [0, 1].
+    """
+    current = [*network.parameters(), *network.buffers()]
+    pairs = list(zip([*average.parameters(), *average.buffers()], current, strict=True))
+    moved = [(mean, value) for mean, value in pairs if value.is_floating_point()]
+    torch._foreach_lerp_([mean for mean, _ in moved], [value for _, value in moved], share)
+    for mean, value in pairs:
+        if not value.is_floating_point():
+            mean.copy_(value)
+
+
 @contextmanager
 def by_the_batch(network: nn.Module) -> Iterator[None]:
     """Inside, batch normalisation goes by the statistics of the batch, and keeps nothing of them."""
@@ -138,12 +156,7 @@ class MovingAverageTeacher(Teacher):
                 f"weights in {coarse.pop()} are too coarse for a moving average: take trainer.precision bf16-mixed"
             )
         network.to(current[0].dtype)  # follows a run in float64
-        pairs = list(zip([*network.parameters(), *network.buffers()], current, strict=True))
-        moved = [(average, value) for average, value in pairs if value.is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in moved], [value for _, value in moved], 1 - momentum)
-        for average, value in pairs:
-            if not value.is_floating_point():
-                average.copy_(value)
+        move_towards(network, student, 1 - momentum)
         same_on_all_ranks(list(network.buffers()))
 
     def state(self) -> dict[str, Any]:

@@ -60,3 +60,11 @@ def test_there_must_be_a_student() -> None:
 
     with pytest.raises(ValueError, match="Bare has no student to compile"):
         CompileStudent().on_fit_start(pl.Trainer(accelerator="cpu", logger=False), Bare())
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_mode_is_of_inductor_alone(backend: str) -> None:
+    message = f"^mode must be default with the backend {backend}, got max-autotune: leave mode out, or take the backend"
+    with pytest.raises(ValueError, match=message):
+        CompileStudent("max-autotune", backend=backend)
+    assert CompileStudent("max-autotune").mode == "max-autotune"

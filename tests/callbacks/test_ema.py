@@ -7,9 +7,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning.callbacks import StudentEMA
+from kd_lightning.callbacks.ema import Average
 
 DECAY, RATE = 0.75, 0.5
 
@@ -34,6 +36,7 @@ class Toy(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.seen.append(self.student.weight.item())
+        self.log("weight", self.student.weight.item())
 
     test_step = validation_step
 
@@ -53,9 +56,8 @@ def trainer_of(folder: Path, epochs: int, *callbacks: pl.Callback, **options: An
         max_epochs=epochs,
         callbacks=list(callbacks),
         num_sanity_val_steps=0,
-        enable_checkpointing=False,
         **quiet,
-        **options,
+        **{"enable_checkpointing": False, **options},
     )
 
 
@@ -152,6 +154,61 @@ def test_a_test_of_a_checkpoint_without_it_is_an_error(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "bare.ckpt")
     with pytest.raises(ValueError, match="no average of the student: it was made without StudentEMA"):
         trainer_of(tmp_path, 1, StudentEMA(DECAY)).test(Toy(), loader(1), ckpt_path=tmp_path / "bare.ckpt")
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_a_test_of_a_checkpoint_looks_at_its_average_and_not_at_the_last(tmp_path: Path, evaluate: bool) -> None:
+    module, ema = Toy(), StudentEMA(DECAY, evaluate)
+    best = pl.callbacks.ModelCheckpoint(tmp_path, monitor="weight", mode="max")  # it falls: the first epoch's
+    trainer = trainer_of(tmp_path, 2, ema, best, enable_checkpointing=True)
+    trainer.fit(module, loader(2), loader(1))
+    last, module.seen = module.own[-1], []
+    trainer.test(module, loader(1), verbose=False)
+    trainer.test(module, loader(1), ckpt_path="best", verbose=False, weights_only=True)
+    trainer.test(module, loader(1), verbose=False)  # the student is still that of the checkpoint
+    first = by_hand(8.0, module.own[:2])
+    wanted = [by_hand(8.0, module.own), first, first] if evaluate else [last, 7.0, 7.0]
+    assert module.seen == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_what_was_tested_does_not_stay_for_a_later_training(tmp_path: Path, evaluate: bool) -> None:
+    path, _ = saved(tmp_path)
+    module, ema = Toy(), StudentEMA(DECAY, evaluate)
+    trainer_of(tmp_path, 1, ema).test(module, loader(1), ckpt_path=path, verbose=False)
+    nn.init.constant_(module.student.weight, 4.0)
+    trainer = trainer_of(tmp_path, 1, ema)
+    trainer.num_sanity_val_steps = 1
+    module.seen = []
+    trainer.fit(module, loader(2), loader(1))
+    average = by_hand(4.0, [3.5, 3.0])
+    assert average_of(ema).weight.item() == pytest.approx(average)
+    assert module.seen == pytest.approx([4.0, average if evaluate else 3.0])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.9999])
+def test_it_is_torchs_average_but_for_counts(decay: float) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 5))
+    ours = Average(network, decay)
+    torchs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    torchs.n_averaged.fill_(1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(10):
+        optimizer.zero_grad()
+        network(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        ours.move(network)
+        torchs.update_parameters(network)
+    theirs, counts = torchs.module.state_dict(), 0
+    for name, value in ours.module.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(value, theirs[name])
+        else:
+            assert value.item() == 10
+            counts += 1
+    assert counts == 1
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])

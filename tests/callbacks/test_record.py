@@ -135,10 +135,3 @@ def test_a_training_from_the_start_forgets_an_earlier_attempt(folder: RunFolder,
     MetricsFile(folder.metrics).log_metrics({"train/loss": 1.0}, step=2)
     trainer_of(folder, RunRecord(folder, CONFIG, 3), logger=MetricsFile(folder.metrics)).fit(Toy(), loader)
     assert MetricsFile(folder.metrics).rows == []
-
-
-def test_what_waits_for_the_processes_is_called_in_setup(folder: RunFolder, loader: DataLoader[Any]) -> None:
-    called: list[bool] = []
-    record = RunRecord(folder, CONFIG, 3, lambda: called.append(folder.config.exists()))
-    trainer_of(folder, record).fit(Toy(), loader)
-    assert called == [False]

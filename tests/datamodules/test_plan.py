@@ -130,6 +130,13 @@ def test_batches_from_a_position(position: int) -> None:
     assert batches(plan, position) == batches(plan)[position:]
 
 
+def test_batches_are_cut_out_where_they_are_wanted() -> None:
+    plan = EpochPlan(torch.arange(23), 5, seed=0, train=True)
+    parts = [part for batch in plan.batches_from(0, torch.device("meta")) for part in batch]
+    assert len(parts) == 10
+    assert all(part.is_meta for part in parts)
+
+
 def test_repeated_augmentation_shows_fewer_samples_in_views_of_their_own() -> None:
     plan = EpochPlan(torch.arange(12), 6, seed=0, train=True, repeats=3)
     seen = []
