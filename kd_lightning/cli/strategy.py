@@ -35,8 +35,8 @@ def is_static(term: Term) -> bool:
 def has_static_graph(module: pl.LightningModule) -> bool:
     """Whether a scheme's every training step reaches the same parameters of a student that always does the same.
 
-    True only where that is known of the scheme and its terms. For a student that leaves out layers at random, by control
-    flow, state the strategy by its class.
+    True only where that is known of the scheme and its terms. For a student that leaves out layers at random,
+    by control flow, state the strategy by its class.
     """
     if not isinstance(module, ONE_GRAPH) or type(module) not in ONE_GRAPH or not module.automatic_optimization:
         return False
