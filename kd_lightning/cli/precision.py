@@ -26,6 +26,6 @@ def choose_precision(trainer: Namespace) -> None:
     if trainer.get("precision") is None and gains_from_bfloat16(str(trainer.get("accelerator"))):
         trainer["precision"] = "bf16-mixed"
         rank_zero_info(
-            "precision: bf16-mixed, in which this hardware is fastest; --trainer.precision=32-true for float32; maps in "
-            "channels_last, unless model.channels_last is false"
+            "precision: bf16-mixed, in which this hardware is fastest; --trainer.precision=32-true for float32; maps "
+            "in channels_last, unless model.channels_last is false"
         )
