@@ -113,7 +113,9 @@ class Door(LightningCLI):
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
         callbacks: list[pl.Callback] = []
         if not dry:
-            callbacks += [RunRecord(folder, self.text, self._seed()), Predictions(folder)]
+            callbacks.append(RunRecord(folder, self.text, self._seed()))
+            if self.subcommand == "predict":
+                callbacks.append(Predictions(folder))
             if fitting:
                 checkpoints = cast(Checkpoints, self._get(self.config_init, "checkpoints"))
                 callbacks += [Preemption(folder), *checkpoints.callbacks(folder, self._validates())]

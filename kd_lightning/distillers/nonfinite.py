@@ -1,5 +1,6 @@
 """A loss that is not finite stops the run before it reaches a weight, and leaves what is needed to replay it."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +74,7 @@ def stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], batch: Batch,
     Raises:
         NonFiniteLossError: naming the terms and the samples.
     """
-    if bool(torch.isfinite(loss)):
+    if math.isfinite(loss.item()):
         return
     path = Path(module.trainer.default_root_dir) / f"nonfinite-rank{module.global_rank}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)

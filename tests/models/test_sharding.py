@@ -128,3 +128,9 @@ def test_a_scheme_that_cannot_be_spread_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="BornAgainDistiller cannot be trained with fsdp: take the strategy ddp"):
         distiller.shard()
+
+
+def test_a_compiled_teacher_is_not_spread() -> None:
+    teacher = FrozenTeacher(nn.Linear(2, 2), check=False, compile="eager")
+    with pytest.raises(ValueError, match="is not compiled: leave teacher.compile out"):
+        teacher.shard(None)  # type: ignore[arg-type]
