@@ -31,7 +31,8 @@ class TermMeter:
             self._sums[key] = torch.zeros(len(key), dtype=torch.float64, device=now.device)
             if any(name in self._restored for name in key):
                 # So that a resumed sum is rounded as one that was not interrupted.
-                self._sums[key] += torch.tensor([self._restored.pop(name, 0.0) for name in key], device=now.device)
+                start = [self._restored.pop(name, 0.0) for name in key]
+                self._sums[key] += torch.tensor(start, dtype=torch.float64, device=now.device)
         self._sums[key].add_(now, alpha=samples)
         for name in key:
             self._samples[name] = self._samples.get(name, 0.0) + samples

@@ -11,6 +11,7 @@ import torch
 
 from kd_lightning.models.weights import read_weights
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Two generations of two epochs in float64, whole, and again from the boundary and from amid the second one."""
 import sys

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Distil without data in float64; write what each rank holds at the end, and the images that it saw."""
 import sys

@@ -91,3 +91,13 @@ def test_an_empty_state_leaves_an_empty_meter() -> None:
     assert meter.state(alone) is None
     meter.restore(None, 0)
     assert meter.read(alone) == {}
+
+
+def test_a_restored_sum_is_not_rounded() -> None:
+    meter = TermMeter(["ce"])
+    meter.add({"ce": torch.tensor(0.1)}, 3)  # in float64 it has more digits than float32 holds
+    again = TermMeter(["ce"])
+    again.restore(meter.state(alone), rank=0)
+    for each in (meter, again):
+        each.add({"ce": torch.tensor(0.7)}, 5)
+    assert again.read(alone) == meter.read(alone)
