@@ -66,7 +66,7 @@ def work(rank: int, port: int, steps: int, rounds: int, path: str) -> None:
         "silent": stepping(student()),
         "waiting": stepping(student(), dist.barrier),
         "lightning": stepping(DistributedDataParallel(student())),
-        "quiet": stepping(DistributedDataParallel(student(), **QUIET)),  # type: ignore[arg-type]
+        "quiet": stepping(DistributedDataParallel(student(), **QUIET)),
     }
     taken: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 1):
@@ -93,7 +93,7 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = (port, chosen.steps, chosen.rounds, str(RESULTS))
-    torch.multiprocessing.spawn(work, given, nprocs=RANKS)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(work, given, nprocs=RANKS)
     taken = json.loads(RESULTS.read_text())
     shown = {kind: {"median": median(ms), "min": min(ms), "max": max(ms)} for kind, ms in taken.items()}
     facts = {"threads": 1, "batch": BATCH, "torch": torch.__version__, "steps": chosen.steps, "rounds": chosen.rounds}
