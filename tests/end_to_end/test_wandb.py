@@ -1,6 +1,8 @@
 """Weights & Biases, offline: what one run file says after a training and its test."""
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from kd_lightning.cli.commands import run
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 HEADER, BLOCK, RECORD_HEADER = 7, 32768, 7
+FIGURES = {"train/ce", "train/loss", "lr", "val/top1", "test/top1"}
+PATIENCE = 20  # seconds
 
 
 def records(path: Path) -> list[Any]:
@@ -32,6 +36,12 @@ def records(path: Path) -> list[Any]:
     return found
 
 
+def logged(files: Sequence[Path]) -> set[str]:
+    """Keys of the figures in run files."""
+    rows = [item for file in files for record in records(file) for item in record.history.item]
+    return {item.key or "/".join(item.nested_key) for item in rows}
+
+
 def test_one_run_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -46,6 +56,9 @@ def test_one_run_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     wandb.finish()
     files = sorted(Path("runs/e/r/wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2  # one for each process that wrote; both are the same run
+    deadline = time.monotonic() + PATIENCE  # W&B's own process writes them, and may be behind
+    while time.monotonic() < deadline and not logged(files) >= FIGURES:
+        time.sleep(0.2)
     found = [records(file) for file in files]
     runs = [record.run for part in found for record in part if record.HasField("run")]
     assert {(one.run_id, one.run_group, one.display_name) for one in runs} == {("e-r", "e", "r")}
@@ -58,8 +71,4 @@ def test_one_run_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert config["trainer"]["max_epochs"] == 2
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.1
     assert "commit" in config
-    logged: set[str] = set()
-    for part in found:
-        for record in part:
-            logged |= {item.key or "/".join(item.nested_key) for item in record.history.item}
-    assert {"train/ce", "train/loss", "lr", "val/top1", "test/top1"} <= logged
+    assert logged(files) >= FIGURES
