@@ -11,8 +11,8 @@ Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cu
 class CompileStudent(pl.Callback):
     """Compiles the student in place before the first step: no weight gets another name, and taps are heard.
 
-    It is meant for GPUs, where it has not been measured here; for a ResNet-20 on a CPU nothing was gained. The teacher
-    is not compiled.
+    It is meant for GPUs, where it has not been measured here; for a ResNet-20 on a CPU nothing was gained. A
+    frozen teacher has an argument of its own.
 
     Args:
         mode: Of `torch.compile`; it belongs to the backend inductor.

@@ -15,8 +15,12 @@ from kd_lightning.distillers.schedules import Constant
 from kd_lightning.losses.base import Loss
 from kd_lightning.models import EnsembleTeacher, FrozenTeacher, StoredOutputs, Teacher
 
-ONE_GRAPH = (Classifier, DeiTDistiller, OfflineDistiller)  # schemes in which one loss of one student is all
 WITH_DDP = frozenset({"auto", "cpu", "cuda", "gpu"})  # accelerators on which `auto` means DDP for several devices
+
+
+def is_plain(module: pl.LightningModule) -> TypeGuard[Classifier | DeiTDistiller | OfflineDistiller]:
+    """Whether a module is of a scheme in which one loss of one student is all; what a subclass does, nobody knows."""
+    return type(module) in (Classifier, DeiTDistiller, OfflineDistiller)
 
 
 def is_ours(loss: nn.Module) -> TypeGuard[Loss]:
@@ -38,7 +42,7 @@ def has_static_graph(module: pl.LightningModule) -> bool:
     True only where that is known of the scheme and its terms. For a student that leaves out layers at random,
     by control flow, state the strategy by its class.
     """
-    if not isinstance(module, ONE_GRAPH) or type(module) not in ONE_GRAPH or not module.automatic_optimization:
+    if not is_plain(module) or not module.automatic_optimization:
         return False
     return all(is_static(term) for term in module.criteria.terms.values())
 
@@ -52,9 +56,7 @@ def may_change(teacher: Teacher | None) -> bool:
 
 def may_be_quiet(module: pl.LightningModule) -> bool:
     """Whether no network in evaluation mode follows the student: true only where that is known."""
-    if not isinstance(module, ONE_GRAPH) or type(module) not in ONE_GRAPH:
-        return False
-    return isinstance(module, Classifier) or not may_change(module.teacher)
+    return is_plain(module) and (isinstance(module, Classifier) or not may_change(module.teacher))
 
 
 def accumulates(trainer: Mapping[str, Any]) -> bool:
@@ -92,9 +94,8 @@ def chosen(trainer: Mapping[str, Any], module: pl.LightningModule) -> Strategy |
 
     ``fsdp`` becomes `FullySharded`; ``ddp``, and ``auto`` on several devices, become DDP whose gradients are views of
     the buckets that are reduced, which learns the order of the gradients once where the graph is static and no
-    gradients are accumulated, and which exchanges no statistics of BatchNorm where no
-    network in evaluation mode follows the student (`QuietDDP`). All else stays as
-    stated.
+    gradients are accumulated, and which exchanges no statistics of BatchNorm where no network in evaluation mode
+    follows the student (`QuietDDP`). All else stays as stated.
 
     Args:
         trainer: What was stated for Lightning's trainer.

@@ -141,19 +141,26 @@ class InMemoryLoader(Loader):
     def batch(self, rows: Tensor, numbers: Tensor) -> Batch:
         """The batch of the samples with these names, two int64 ``[N]`` where the images are kept."""
         index, number = moved(rows, self.device), moved(numbers, self.device)
-        images, target = self._views_of(rows, index, number), self.store.target[index]
+        images, target = self.make_views(rows, numbers), self.store.target[index]
         if self.plan.train and self.mixing is not None:
             key = hashed(self.plan.seed, "mixing", rows, numbers)
             partners = self._partners[below(len(self._partners), key, "partner")]
-            others = moved(partners, self.device)
             shares = self.mixing.draw(moved(key, self.device))
-            images, lam = mix(images, self._views_of(partners, others, number), shares)
-            target = mix_targets(target, self.store.target[others], lam, self.store.num_classes)
+            images, lam = mix(images, self.make_views(partners, numbers), shares)
+            theirs = self.store.target[moved(partners, self.device)]
+            target = mix_targets(target, theirs, lam, self.store.num_classes)
         return Batch(images, target, index, number)
 
     def make_views(self, rows: Tensor, numbers: Tensor) -> dict[str, Tensor]:
         """View name -> unmixed views of the samples, float32 ``[N, C, H, W]``."""
-        return self._views_of(rows, moved(rows, self.device), moved(numbers, self.device))
+        packed, index, number = self._images_of(rows), moved(rows, self.device), moved(numbers, self.device)
+
+        def made(view: View, key: Tensor) -> Tensor:
+            return view.make(packed, key, self.store.channels, self._scale, self._shift)
+
+        if not self.plan.train:
+            return dict.fromkeys(self.views, made(PLAIN, index))
+        return {name: made(view, view_key(self.plan.seed, name, index, number)) for name, view in self.views.items()}
 
     def _images_of(self, rows: Tensor) -> Tensor:
         whole = self.store.packed
@@ -162,16 +169,6 @@ class InMemoryLoader(Loader):
             return whole.index_select(0, rows).to(self.device)
         packed = whole.new_empty((len(rows), *whole.shape[1:]), pin_memory=True)
         return torch.index_select(whole, 0, rows, out=packed).to(self.device, non_blocking=True)
-
-    def _views_of(self, rows: Tensor, index: Tensor, number: Tensor) -> dict[str, Tensor]:
-        packed = self._images_of(rows)
-
-        def made(view: View, key: Tensor) -> Tensor:
-            return view.make(packed, key, self.store.channels, self._scale, self._shift)
-
-        if not self.plan.train:
-            return dict.fromkeys(self.views, made(PLAIN, index))
-        return {name: made(view, view_key(self.plan.seed, name, index, number)) for name, view in self.views.items()}
 
 
 class InMemoryDataModule(ImageDataModule):

@@ -8,7 +8,6 @@ from kd_lightning.distillers.collaboration import DML, KDCL, ONE, Collaboration
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.data_free import DataFreeDistiller
 from kd_lightning.distillers.deit import DeiTDistiller
-from kd_lightning.distillers.first_ranks_statistics import QuietDDP
 from kd_lightning.distillers.fully_sharded import FullySharded
 from kd_lightning.distillers.generations import generation_seed
 from kd_lightning.distillers.knn import NearestNeighbours
@@ -16,6 +15,7 @@ from kd_lightning.distillers.learning_rate import ShareCosineLR, ShareMultiStepL
 from kd_lightning.distillers.offline import OfflineDistiller
 from kd_lightning.distillers.online import OnlineDistiller
 from kd_lightning.distillers.peers import Peer
+from kd_lightning.distillers.quiet_ddp import QuietDDP
 from kd_lightning.distillers.schedules import Constant, Piecewise, Ramp, Schedule, Window
 
 __all__ = [

@@ -73,6 +73,13 @@ class Distiller(pl.LightningModule, ABC):
         self._unreached, self._watch = Unreached(), FiniteWatch()
         self._restored: dict[str, Any] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the hook that runs some fifty times a step: a name, which is no part of a network."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # What a scheme says
 
     @property
@@ -95,13 +102,6 @@ class Distiller(pl.LightningModule, ABC):
     def examined(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits ``[N, C]`` of the student, and of each of its parts, for the evaluation."""
         return self(image), {}
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the hook that runs some fifty times a step: a name, which is no part of a network."""
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     # Building
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Criteria, Term
-from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.generation_answers import answer_names, answered
 from kd_lightning.distillers.generations import (
     Handover,
@@ -27,7 +26,7 @@ from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.metrics import Evaluations
 from kd_lightning.distillers.optimizing import Decayed
 from kd_lightning.distillers.succession import Succession, criteria_without_teacher
-from kd_lightning.distillers.teaching import OF_THE_TEACHER, examine_first, require_question
+from kd_lightning.distillers.teaching import OF_THE_TEACHER, begin, examine_first, require_question
 from kd_lightning.distillers.unreached import Unreached
 from kd_lightning.models import Network, Outputs, TapPlan, Teacher, Views, load_weights, save_weights
 
@@ -173,7 +172,7 @@ class BornAgainDistiller(Distiller):
         """Bring the teachers to the student's device, and tell the losses what they need to know."""
         self.succession.to(self.device)
         if self.succession.first is not None:
-            self.succession.first.begin(views_of(self.trainer))
+            begin(self.succession.first, self.trainer, self.device)
         super().on_fit_start()
         if (first := self._first[0]) is not None:
             first.inform(self.fact)

@@ -110,9 +110,8 @@ class Now(NamedTuple):
     """What is asked several times a step, computed once an epoch."""
 
     epoch: int
-    active: dict[str, float]
-    asks_teacher: frozenset[str]
     due: list[Due]
+    asks_teacher: frozenset[str]
 
 
 class Criteria(nn.Module):
@@ -213,7 +212,7 @@ class Criteria(nn.Module):
 
     def active(self, epoch: int) -> dict[str, float]:
         """Weights that are not 0 in an epoch, by the name of the term."""
-        return self._in(epoch).active
+        return {due.name: due.weight for due in self._in(epoch).due}
 
     def asks_teacher(self, epoch: int) -> frozenset[str]:
         """Views on which some term that is active in an epoch asks the teacher."""
@@ -222,10 +221,9 @@ class Criteria(nn.Module):
     def _in(self, epoch: int) -> Now:
         if self._now is None or self._now.epoch != epoch:
             weights = {name: term.schedule()(epoch, self._epochs) for name, term in self.terms.items()}
-            active = {name: weight for name, weight in weights.items() if weight != 0}
-            asking = [self.terms[name] for name in active if self.terms[name].teacher_taps()]
-            asked = frozenset(view for term in asking for view in term.teacher_looks())
-            self._now = Now(epoch, active, asked, [self._due(name, weight) for name, weight in active.items()])
+            due = [self._due(name, weight) for name, weight in weights.items() if weight != 0]
+            asking = [term for name, *_ in due if (term := self.terms[name]).teacher_taps()]
+            self._now = Now(epoch, due, frozenset(view for term in asking for view in term.teacher_looks()))
         return self._now
 
     def _due(self, name: str, weight: float) -> Due:

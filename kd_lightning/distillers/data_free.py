@@ -11,7 +11,6 @@ from torch import Tensor
 from kd_lightning.batch import Batch, as_batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Criteria, Term
-from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.generated_grid import write_grid
 from kd_lightning.distillers.meter import TermMeter
 from kd_lightning.distillers.optimizing import Decayed
@@ -19,6 +18,7 @@ from kd_lightning.distillers.synthesis import VIEW, Synthesis
 from kd_lightning.distillers.teaching import (
     OF_THE_TEACHER,
     answers,
+    begin,
     examine_first,
     known_of,
     require_question,
@@ -147,8 +147,7 @@ class DataFreeDistiller(Distiller):
 
     def on_fit_start(self) -> None:
         """Bring teacher and generator to the student's device."""
-        self.teacher.to(self.device)
-        self.teacher.begin(views_of(self.trainer))
+        begin(self.teacher, self.trainer, self.device)
         self.synthesis.start(self.device, next(self._student().parameters()).dtype)
         self.synthesis.criteria.inform(self.fact)
         super().on_fit_start()

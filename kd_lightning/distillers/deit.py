@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import DEFAULT, Term
-from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.fully_sharded import mesh_of, shard_trained
 from kd_lightning.distillers.optimizing import Decayed
 from kd_lightning.distillers.teaching import (
     OF_THE_TEACHER,
     answers,
+    begin,
     examine_first,
     known_of,
     require_question,
@@ -171,8 +171,7 @@ class DeiTDistiller(Distiller):
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device, and tell the losses what they need to know."""
-        self.teacher.to(self.device)
-        self.teacher.begin(views_of(self.trainer))
+        begin(self.teacher, self.trainer, self.device)
         super().on_fit_start()
 
     def on_test_start(self) -> None:

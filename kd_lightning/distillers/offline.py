@@ -8,13 +8,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.batch import Batch, as_batch
 from kd_lightning.distillers.base import Distiller
 from kd_lightning.distillers.criteria import Term
-from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.fully_sharded import mesh_of, shard_trained
 from kd_lightning.distillers.knn import NearestNeighbours, training_images
 from kd_lightning.distillers.optimizing import Decayed
 from kd_lightning.distillers.teaching import (
     OF_THE_TEACHER,
     answers,
+    begin,
     examine_first,
     known_of,
     require_question,
@@ -107,9 +107,8 @@ class OfflineDistiller(Distiller):
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device, and tell the losses what they need to know."""
-        self.on_test_start()
         if self.teacher is not None:
-            self.teacher.begin(views_of(self.trainer))
+            begin(self.teacher, self.trainer, self.device)
         super().on_fit_start()
 
     def on_test_start(self) -> None:

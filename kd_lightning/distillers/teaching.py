@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers.criteria import Criteria, Term
+from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.examination import examine, judge
 from kd_lightning.models import Outputs, TapPlan, Teacher, Views
 from kd_lightning.models.taps import LOGITS
@@ -41,6 +42,12 @@ def set_up(teacher: Teacher, criteria: Criteria, num_classes: int, views: Views)
     teacher.require_temperatures(temperatures(criteria))
     teacher.setup(num_classes, views, criteria.teacher_taps())
     return teacher.plan()
+
+
+def begin(teacher: Teacher, trainer: pl.Trainer, device: torch.device) -> None:
+    """At the start of a training: bring the teacher to the student's device, and tell it of the data."""
+    teacher.to(device)
+    teacher.begin(views_of(trainer))
 
 
 def temperatures(criteria: Criteria) -> dict[str, float | None]:
@@ -90,23 +97,7 @@ def examine_first(
         ValueError: if it is near chance, or not what it is expected to be.
     """
 
-    def passed(name: str, member: Teacher, top1: float, images: int) -> None:
-        try:
-            judge(member, top1, images, num_classes)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}" if member is not teacher else str(error)) from error
-
-    for notice in teacher.notices():
-        rank_zero_info(notice)
-    results, remembered = {}, teacher.remembered()
-    for name, member in teacher.members().items():
-        if member.check is False:
-            continue
-        if name in remembered:
-            results[name] = top1, images = remembered[name]
-            rank_zero_info(f"{name}: top-1 {top1:.4f} on {images} images when it was first asked")
-            passed(name, member, top1, images)
-            continue
+    def asked(member: Teacher) -> tuple[float, int]:
         loaders = trainer.val_dataloaders or trainer.train_dataloader
         loader = copy.copy(loaders[0] if isinstance(loaders, list) else loaders)  # the training's own keeps its place
 
@@ -116,8 +107,19 @@ def examine_first(
 
         # A shuffling DataLoader draws from the global generator; the precision is the one that it teaches in.
         with torch.random.fork_rng(), trainer.precision_plugin.val_step_context():
-            top1, images = examine(member, cast(Iterable[object], loader), moved, over_ranks)
-        rank_zero_info(f"{name}: top-1 {top1:.4f} on {images} images")
-        results[name] = top1, images
-        passed(name, member, top1, images)
+            return examine(member, cast(Iterable[object], loader), moved, over_ranks)
+
+    for notice in teacher.notices():
+        rank_zero_info(notice)
+    results, remembered = {}, teacher.remembered()
+    for name, member in teacher.members().items():
+        if member.check is False:
+            continue
+        known = name in remembered
+        results[name] = top1, images = remembered[name] if known else asked(member)
+        rank_zero_info(f"{name}: top-1 {top1:.4f} on {images} images{' when it was first asked' if known else ''}")
+        try:
+            judge(member, top1, images, num_classes)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if member is not teacher else str(error)) from error
     teacher.examined(results)

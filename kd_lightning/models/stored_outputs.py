@@ -59,8 +59,9 @@ class StoredOutputs(Teacher):
     computes them, so a run that fills the file equals one that reads it. They are as precise as the run that stored
     them. Images in files are known by their names and sizes.
 
-    Several ranks and runs may fill a file at once. A file of another teacher (by the hash of its weights), data set,
-    augmentation, normalisation or seed is refused with the difference named; a damaged row is computed anew.
+    Several ranks and runs may fill a file at once. A file of another teacher (by the hash of its weights, or timm's
+    name of them), data set, augmentation, normalisation or seed is refused with the difference named; a damaged row is
+    computed anew.
 
     Source: Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022 (FKD); Beyer et
     al., "Knowledge Distillation: A Good Teacher Is Patient and Consistent", CVPR 2022, on views that both see.
@@ -187,7 +188,7 @@ class StoredOutputs(Teacher):
         """Remember in the file what the examination has shown."""
         shown = {name: [*figures] for name, figures in results.items()}
         if self.store is not None and results and self.store.notes().get("examined") != shown:
-            self.store.note(examined=dict(results))
+            self.store.note(examined=shown)
 
     def notices(self) -> list[str]:
         """How large the file is and how much of it is there, and what the teacher is asked all the same.

@@ -21,7 +21,7 @@ from kd_lightning.distillers import (
     Term,
     Window,
 )
-from kd_lightning.distillers.first_ranks_statistics import has_buffers_to_read
+from kd_lightning.distillers.quiet_ddp import has_buffers_to_read
 from kd_lightning.losses import CrossEntropy, CurriculumTemperature, Hint, SoftTarget
 from kd_lightning.models import FrozenTeacher, MovingAverageTeacher, Network
 
