@@ -4,7 +4,7 @@
 at a barrier; ``lightning``: torch's DDP as Lightning's ``ddp`` has it, which also sends buffers in every step;
 ``quiet``: DDP as `QuietDDP` has it. Writes ``benchmarks/ranks.json`` and shows a table of milliseconds per step.
 
-    python benchmarks/ranks.py [--steps 25] [--rounds 6]
+    python -m benchmarks.ranks [--steps 25] [--rounds 6]
 """
 
 import argparse
@@ -14,15 +14,16 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.speed.bare_step import Then, bare_step
 from kd_lightning.cli.allocator import keep_freed_memory
 from kd_lightning.models import Network
 
@@ -33,21 +34,11 @@ QUIET = {"gradient_as_bucket_view": True, "static_graph": True, "broadcast_buffe
 Step = Callable[[], None]
 
 
-def stepping(network: nn.Module, then: Step = lambda: None) -> Step:
+def stepping(network: nn.Module, then: Then = lambda: None) -> Step:
     """A step of training on noise; something may follow the backward pass."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, foreach=True)
     image = torch.randn(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
     target = torch.randint(CLASSES, (BATCH,))
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(network(image), target)
-        loss.backward()
-        then()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return partial(bare_step(network, True, then), image, target)
 
 
 def student() -> nn.Module:

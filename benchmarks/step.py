@@ -2,7 +2,7 @@
 
 Writes ``benchmarks/step.json`` and shows a table: of each kind of operator, its share of the time that operators take.
 
-    python benchmarks/step.py [--threads 2] [--steps 30]
+    python -m benchmarks.step [--threads 2] [--steps 30]
 """
 
 import argparse
@@ -13,9 +13,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.speed.bare_step import bare_step
 from kd_lightning.cli.allocator import keep_freed_memory
 from kd_lightning.models import Network
 
@@ -38,22 +38,13 @@ def shares(steps: int) -> dict[str, float]:
     """Kind -> share in [0, 1], greatest first."""
     keep_freed_memory()  # as the command line does
     student = Network("cifar_resnet20").build(CLASSES, 3).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, foreach=True)
+    step, target = bare_step(student, True), torch.randint(CLASSES, (BATCH,))
     image = torch.randn(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
-    target = torch.randint(CLASSES, (BATCH,))
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(student(image), target)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
     for _ in range(5):
-        step()
+        step(image, target)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         for _ in range(steps):
-            step()
+            step(image, target)
     spent: dict[str, float] = defaultdict(float)
     for operator in seen.key_averages():
         spent[KINDS.get(operator.key.removeprefix("aten::"), REST)] += operator.self_cpu_time_total

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import torch
-from torch.nn import functional as F
 
-from benchmarks.speed.networks import device, sgd, student_and_teacher
+from benchmarks.speed.bare_step import bare_step
+from benchmarks.speed.networks import device, student_and_teacher
 from benchmarks.speed.setting import SMALL, Setting
 from benchmarks.speed.turns import turns
 from kd_lightning.cli.allocator import keep_freed_memory
@@ -32,17 +32,12 @@ def run(setting: Setting) -> None:
     where, lower = device(), gains_from_bfloat16("auto")
     loader, (student, _) = our_loader(setting, setting.batch, where), student_and_teacher(setting)
     student = student.to(where, memory_format=torch.channels_last).train()
-    optimizer = sgd(student)
+    step = bare_step(student, lower)
 
     def epoch(number: int) -> Iterator[int]:
         loader.plan.set_epoch(number)
         for batch in loader:
-            image = batch.image.to(memory_format=torch.channels_last)
-            with torch.autocast(where.type, dtype=torch.bfloat16, enabled=lower):
-                loss = F.cross_entropy(student(image), batch.target)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            step(batch.image, batch.target)
             yield len(batch)
 
     turns().serve(epoch)
