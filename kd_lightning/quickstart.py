@@ -1,11 +1,8 @@
 """`make run`: on real images, what a teacher reaches, what a student reaches alone, and what it reaches distilled."""
 
 import json
-import logging
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from kd_lightning.cli.commands import run
+from kd_lightning.cli.quiet import quiet
 from kd_lightning.models import Network
 from kd_lightning.report import Cost, Row, as_json, as_table, cost, draw_curves
 from kd_lightning.report.comparison import ALONE, DISTILLED, TEACHER
@@ -25,22 +23,6 @@ SEEDS = (0, 1, 2)
 FOLDER = Path("runs/digits")
 PLANS = {TEACHER: "supervised/teacher.yaml", ALONE: "supervised/student.yaml", DISTILLED: "offline/kd.yaml"}
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning's tips and notices are off inside; what other packages warn of comes through."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def run_folder(name: str, seed: int) -> RunFolder:

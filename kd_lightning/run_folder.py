@@ -56,6 +56,19 @@ class RunFolder:
         found = sorted(self.checkpoints.glob("best*.ckpt"), key=lambda path: path.stat().st_mtime)
         return found[-1] if found else None
 
+    def checkpoint(self, chosen: str) -> Path:
+        """The ``last`` or the ``best`` checkpoint.
+
+        Raises:
+            ValueError: for another word, FileNotFoundError: if the run does not have it.
+        """
+        if chosen not in {"last", "best"}:
+            raise ValueError(f"--ckpt must be last or best, got {chosen}")
+        found = self.last if chosen == "last" else self.best()
+        if found is None or not found.exists():
+            raise FileNotFoundError(f"{self.path} has no {chosen} checkpoint")
+        return found
+
 
 def broken(path: Path) -> str | None:
     """What is wrong with a checkpoint file, None if its checksums hold.

@@ -1,5 +1,6 @@
 """The commands: LightningCLI's, and those that take a run's folder instead of a configuration."""
 
+import importlib
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ from kd_lightning.run_folder import RunFolder, broken
 
 MENDABLE = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, MisconfigurationException)
 USAGE, STOPPED = 2, 1
+OF_RUNS = {"export", "report", "sweep"}  # commands with a file of their own, which has a function `command`
 Line = list[str]
 
 
@@ -91,12 +93,7 @@ def of_run(arguments: Line) -> tuple[Line, RunFolder]:
         ValueError: for a checkpoint that is neither last nor best, FileNotFoundError: if the run does not have it.
     """
     folder = run_of(arguments)
-    chosen = (taken(arguments, "--ckpt") or ["last"])[-1]
-    if chosen not in {"last", "best"}:
-        raise ValueError(f"--ckpt must be last or best, got {chosen}")
-    checkpoint = folder.last if chosen == "last" else folder.best()
-    if checkpoint is None or not checkpoint.exists():
-        raise FileNotFoundError(f"{folder.path} has no {chosen} checkpoint")
+    checkpoint = folder.checkpoint((taken(arguments, "--ckpt") or ["last"])[-1])
     return [arguments[0], "--config", str(folder.config), *arguments[2:], "--ckpt_path", str(checkpoint)], folder
 
 
@@ -120,6 +117,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         keep_freed_memory()
         guard(taken(line, "--allow"))
+        if line[0] in OF_RUNS:
+            importlib.import_module(f"kd_lightning.cli.{line[0]}").command(line[1:])
+            return 0
         meant = translated(line)
         if meant is None:
             return 0

@@ -37,10 +37,11 @@ class Door(LightningCLI):
     Args:
         args: The command line, without the program's name.
         folder: The run's folder, where there is one: a run that is resumed or tested.
+        looker: Looks at a test, which then leaves nothing in the run's folder.
     """
 
-    def __init__(self, args: ArgsType, folder: RunFolder | None = None) -> None:
-        self.folder = folder
+    def __init__(self, args: ArgsType, folder: RunFolder | None = None, looker: pl.Callback | None = None) -> None:
+        self.folder, self.looker = folder, looker
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -112,7 +113,9 @@ class Door(LightningCLI):
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
         callbacks: list[pl.Callback] = []
-        if not dry:
+        if self.looker is not None:
+            callbacks.append(self.looker)
+        elif not dry:
             callbacks.append(RunRecord(folder, self.text, self._seed()))
             if self.subcommand == "predict":
                 callbacks.append(Predictions(folder))

@@ -26,6 +26,7 @@ from kd_lightning.distillers.shares import share_of
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.distillers.unreached import Unreached
 from kd_lightning.models import NetworkLike, Outputs, Views
+from kd_lightning.models.memory_format import memory_format
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
 from kd_lightning.models.weights import matched
@@ -65,7 +66,7 @@ class Distiller(pl.LightningModule, ABC):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.weight_decay_on = scheduler_interval, weight_decay_on
         self.num_classes = num_classes
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last, self.memory_format = channels_last, torch.contiguous_format
         self.criteria = Criteria(criteria)
         self.student: nn.Module | None = None
         self.meter = TermMeter([*criteria, "loss"])
@@ -116,7 +117,9 @@ class Distiller(pl.LightningModule, ABC):
         self.seed = run_seed()
         num_classes, views = classes_of(self.trainer, self.num_classes), views_of(self.trainer)
         (recipe,) = self._recipe
-        self.student = built("student", recipe, num_classes, views).to(memory_format=self.memory_format)
+        student = built("student", recipe, num_classes, views)
+        self.memory_format = memory_format(student, self.channels_last)
+        self.student = student.to(memory_format=self.memory_format)
         self._image_shape = views.image_shape
         self._plan = self.planned(self.student, views.image_shape)
         self._submodules = self._plan.submodules()
@@ -289,10 +292,10 @@ class Distiller(pl.LightningModule, ABC):
         """Log the student's figures as ``val/*``."""
         self._log_figures("val", self.val_metrics.compute())
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Take in the student's answers, and the teacher's where there is one."""
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """Take in the student's answers, and the teacher's where there is one; callbacks are shown the `Answers`."""
         teach = self.teach if self.has_teacher else None
-        take_in(batch, self.test_metrics, self.examined, teach, self.device_mesh is not None)
+        return take_in(batch, self.test_metrics, self.examined, teach, self.device_mesh is not None)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures as ``test/*``."""

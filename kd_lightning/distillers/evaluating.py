@@ -1,7 +1,7 @@
 """An evaluation's steps: answers are taken in, figures are logged."""
 
-from collections.abc import Callable, Set
-from typing import Any
+from collections.abc import Callable, Mapping, Set
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,8 +15,26 @@ Examined = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 Teach = Callable[[Batch, Set[str]], dict[str, Outputs]]
 
 
-def take_in(batch: Any, metrics: Evaluations, examined: Examined, teach: Teach | None, together: bool) -> None:
-    """Let metrics take in the student's answers to a batch, and the teacher's.
+class Answers(NamedTuple):
+    """What was answered to a batch of an evaluation.
+
+    Attributes:
+        batch: The images as the student saw them, their labels and rows.
+        student: Its logits ``[N, C]``.
+        parts: Logits ``[N, C]`` of each of its parts, see `Distiller.parts`.
+        teacher: Logits ``[N, C]`` of the teacher; None where there is none.
+    """
+
+    batch: Batch
+    student: Tensor
+    parts: Mapping[str, Tensor]
+    teacher: Tensor | None
+
+
+def take_in(
+    batch: Any, metrics: Evaluations, examined: Examined, teach: Teach | None, together: bool
+) -> Answers | None:
+    """Let metrics take in the student's answers to a batch, and the teacher's; the answers, None to an empty batch.
 
     Args:
         batch: May be empty, as the last one is on some ranks.
@@ -27,13 +45,15 @@ def take_in(batch: Any, metrics: Evaluations, examined: Examined, teach: Teach |
     """
     batch = as_batch(batch)
     if not len(batch) and not together:
-        return
+        return None
     image = batch.image
     asked = batch if len(batch) else Batch({"default": image.new_zeros(1, *image.shape[1:])}, batch.target.new_zeros(1))
-    answers = examined(asked.image)
+    student, parts = examined(asked.image)
     told = teach(asked, {"default"})["default"].logits if teach is not None else None
-    if len(batch):
-        metrics.update(*answers, batch.target, told)
+    if not len(batch):
+        return None
+    metrics.update(student, parts, batch.target, told)
+    return Answers(batch, student, parts, told)
 
 
 def log_figures(

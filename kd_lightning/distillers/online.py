@@ -23,6 +23,7 @@ from kd_lightning.distillers.peer_evaluation import PeerEvaluations
 from kd_lightning.distillers.peers import Peer, Peers, answers_of, build_peer, plans_of, shown_to, top1_of, untrained
 from kd_lightning.distillers.scheduling import scheduled
 from kd_lightning.models import Outputs, TapPlan, Views
+from kd_lightning.models.memory_format import memory_format
 from kd_lightning.models.peer_weights import TOP1
 from kd_lightning.models.tap_plan import classifier_of, several
 from kd_lightning.models.taps import LOGITS
@@ -129,7 +130,9 @@ class OnlineDistiller(Distiller):
         self.seed = run_seed()
         num_classes, views = classes_of(self.trainer, self.num_classes), views_of(self.trainer)
         networks = {name: build_peer(name, peer, num_classes, views) for name, peer in self._peers.items()}
-        self.student = Peers(networks).to(memory_format=self.memory_format)
+        peers = Peers(networks)
+        self.memory_format = memory_format(peers, self.channels_last)
+        self.student = peers.to(memory_format=self.memory_format)
         self._image_shape, self.num_classes = views.image_shape, num_classes
         self._learners = self._networks().learners()
         self._build_lessons(networks)

@@ -13,6 +13,7 @@ from kd_lightning.batch import Batch
 from kd_lightning.models.anatomy import norm_before
 from kd_lightning.models.class_map import ClassMap
 from kd_lightning.models.input_adapter import InputAdapter, Views
+from kd_lightning.models.memory_format import memory_format
 from kd_lightning.models.network import Network, NetworkLike
 from kd_lightning.models.quick import cast_once, folded
 from kd_lightning.models.sharding import is_sharded, shard
@@ -67,7 +68,7 @@ class FrozenTeacher(Teacher):
         self.class_map = ClassMap(classes) if classes is not None else None
         self.num_classes = num_classes
         self.dtype = DTYPES[dtype] if dtype is not None else None
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last, self.memory_format = channels_last, torch.contiguous_format
         self.fold, self.compile = fold, compile
         self.network: nn.Module | None = None
         self._quick: tuple[object, nn.Module] | None = None
@@ -90,6 +91,7 @@ class FrozenTeacher(Teacher):
         self.adapter = InputAdapter(views, normalisation, size)
         self.network, self._quick = network.requires_grad_(False).eval().to(dtype=self.dtype), None
         self._values = list(self.network.parameters())
+        self.memory_format = memory_format(self.network, self.channels_last)
         self.network.to(memory_format=self.memory_format)
         side = views.image_shape[1:] if size is None else (size, size)
         self._image_shape = (views.image_shape[0], *side)

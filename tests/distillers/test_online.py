@@ -185,7 +185,7 @@ def test_a_step_of_one_is_that_of_the_formula(tmp_path: Path) -> None:
     watch = fitted(tmp_path, module)
     before, batch = watch.before[0]["one"], watch.batches[0]
     assert isinstance(before, BranchedNetwork)
-    shared = before.trunk(batch.image)
+    shared = before.trunk(batch.image.contiguous())
     z = [branch(shared) for branch in before.branches]
     gate = before.gate(shared.mean(dim=(2, 3)))
     ensemble = sum(gate[:, k, None] * each for k, each in enumerate(z))

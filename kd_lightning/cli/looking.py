@@ -1,0 +1,42 @@
+"""A look at a finished run: its network in place, with its data and its teacher, and nothing written."""
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+
+from kd_lightning.cli.door import Door
+from kd_lightning.cli.quiet import quiet
+from kd_lightning.run_folder import RunFolder
+
+ALONE = (
+    "--trainer.logger=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+    "--verbose=false",
+)
+
+
+def look(folder: RunFolder, looker: pl.Callback, ckpt: str = "last", options: Sequence[str] = ()) -> Door:
+    """Test a run on one device while a callback looks on; its folder stays as it is.
+
+    The callback meets the module as it is evaluated: weights of the checkpoint, an average in the student's place where
+    one is evaluated, the teacher on its device. ``on_test_batch_end`` is given the `Answers` to each batch;
+    ``on_test_epoch_end`` is the last hook before an average gives the student its place back.
+
+    Args:
+        folder: The run's.
+        looker: The callback.
+        ckpt: ``last`` or ``best``.
+        options: For the command line, as ``--data.init_args.root=DATA``.
+
+    Raises:
+        ValueError: for another ``ckpt``, FileNotFoundError: if the run does not have it.
+    """
+    line = ["test", "--config", str(folder.config), "--ckpt_path", str(folder.checkpoint(ckpt)), *ALONE, *options]
+    with quiet():
+        door = Door(line, folder, looker)
+        door.carry_out()
+    return door
