@@ -25,7 +25,7 @@ from kd_lightning.distillers.scheduling import check_restored, epochs_in, length
 from kd_lightning.distillers.shares import share_of
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.distillers.unreached import Unreached
-from kd_lightning.models import NetworkLike, Outputs, Views
+from kd_lightning.models import NetworkLike, Outputs, Teacher, Views
 from kd_lightning.models.memory_format import memory_format
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
@@ -85,8 +85,8 @@ class Distiller(pl.LightningModule, ABC):
 
     @property
     @abstractmethod
-    def has_teacher(self) -> bool:
-        """Whether somebody answers beside the student in the test."""
+    def present_teacher(self) -> Teacher | None:
+        """Who answers beside the student in the test; None for nobody."""
 
     @abstractmethod
     def prepare(self, num_classes: int, views: Views) -> TapPlan | None:
@@ -116,8 +116,7 @@ class Distiller(pl.LightningModule, ABC):
             return
         self.seed = run_seed()
         num_classes, views = classes_of(self.trainer, self.num_classes), views_of(self.trainer)
-        (recipe,) = self._recipe
-        student = built("student", recipe, num_classes, views)
+        student = self.fresh_student()
         self.memory_format = memory_format(student, self.channels_last)
         self.student = student.to(memory_format=self.memory_format)
         self._image_shape = views.image_shape
@@ -129,7 +128,7 @@ class Distiller(pl.LightningModule, ABC):
         self.criteria.build(self._plan, self._teacher_plan)
         self.num_classes = num_classes
         self.val_metrics = Evaluations(self.parts(), num_classes, teacher=False, full=False)
-        self.test_metrics = Evaluations(self.parts(), num_classes, teacher=self.has_teacher, full=True)
+        self.test_metrics = Evaluations(self.parts(), num_classes, teacher=self.present_teacher is not None, full=True)
         if self.device_mesh is not None:
             self.shard()
 
@@ -171,6 +170,11 @@ class Distiller(pl.LightningModule, ABC):
         trained = nn.ModuleDict({"student": self._student(), "criteria": self.criteria})
         optimizer = self.make_optimizer(parameter_groups(trained, self.weight_decay_on))
         return scheduled(optimizer, self.make_scheduler, self.scheduler_interval, self._training_length, self._restored)
+
+    def fresh_student(self) -> nn.Module:
+        """Another build of the student, as it was before its training; of a module, the module itself."""
+        (recipe,) = self._recipe
+        return built("student", recipe, classes_of(self.trainer, self.num_classes), views_of(self.trainer))
 
     def _training_length(self) -> int:
         return length_of(self.trainer, self.scheduler_interval)
@@ -294,7 +298,7 @@ class Distiller(pl.LightningModule, ABC):
 
     def test_step(self, batch: Any, batch_idx: int) -> Any:
         """Take in the student's answers, and the teacher's where there is one; callbacks are shown the `Answers`."""
-        teach = self.teach if self.has_teacher else None
+        teach = self.teach if self.present_teacher is not None else None
         return take_in(batch, self.test_metrics, self.examined, teach, self.device_mesh is not None)
 
     def on_test_epoch_end(self) -> None:

@@ -108,9 +108,9 @@ class BornAgainDistiller(Distiller):
         return self.succession.generation
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether the present generation has one."""
-        return self.succession.present() is not None
+    def present_teacher(self) -> Teacher | None:
+        """Who teaches the present generation."""
+        return self.succession.present()
 
     def prepare(self, num_classes: int, views: Views) -> TapPlan:
         """Set up whoever will teach, with the taps that the criteria ask for."""
@@ -286,7 +286,7 @@ class BornAgainDistiller(Distiller):
         self._earlier = tuple(self._read(number) for number in range(self.generation))
         names = answer_names(self.generation + 1)
         classes = cast(int, self.num_classes)
-        self.test_metrics = Evaluations(names, classes, teacher=self.has_teacher, full=True).to(self.device)
+        self.test_metrics = Evaluations(names, classes, teacher=self.present_teacher is not None, full=True).to(self.device)
 
     def _read(self, generation: int) -> nn.Module:
         network = self._network()

@@ -53,9 +53,8 @@ class Classifier(Distiller):
         )
 
     @property
-    def has_teacher(self) -> bool:
+    def present_teacher(self) -> None:
         """Nobody teaches."""
-        return False
 
     def prepare(self, num_classes: int, views: Views) -> None:
         """Nobody to set up."""

@@ -69,9 +69,9 @@ class OfflineDistiller(Distiller):
             raise ValueError(f"criteria.{asking[0]} asks the teacher, but teacher is null: give one, or leave it out")
 
     @property
-    def has_teacher(self) -> bool:
+    def present_teacher(self) -> Teacher | None:
         """The teacher, if there is one, answers in the test too."""
-        return self.teacher is not None
+        return self.teacher
 
     def prepare(self, num_classes: int, views: Views) -> TapPlan | None:
         """Set up the teacher with the taps that the criteria ask for."""

@@ -93,9 +93,8 @@ class OnlineDistiller(Distiller):
         self._peers, self._terms, self.collaboration = dict(peers), terms, collaboration
 
     @property
-    def has_teacher(self) -> bool:
+    def present_teacher(self) -> None:
         """Peers are examined as parts, not as a teacher."""
-        return False
 
     def prepare(self, num_classes: int, views: Views) -> None:
         """Nobody but the peers answers."""

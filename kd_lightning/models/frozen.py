@@ -94,8 +94,8 @@ class FrozenTeacher(Teacher):
         self.memory_format = memory_format(self.network, self.channels_last)
         self.network.to(memory_format=self.memory_format)
         side = views.image_shape[1:] if size is None else (size, size)
-        self._image_shape = (views.image_shape[0], *side)
-        self._plan = plan(self.network, taps, self._image_shape)
+        self.image_shape = (views.image_shape[0], *side)
+        self._plan = plan(self.network, taps, self.image_shape)
         self._submodules = self._plan.submodules()
         classes = several(self._plan.shapes[LOGITS])[0][1]
         if self.class_map is not None:
@@ -151,7 +151,7 @@ class FrozenTeacher(Teacher):
         Raises:
             ValueError: if the network does not say which of its submodules it is.
         """
-        head = classifier_of(self._ready(), self._image_shape)
+        head = classifier_of(self._ready(), self.image_shape)
         if self._mesh is not None:  # asked outside of the network's own forward, where no weights are gathered
             head = copy.deepcopy(head).to(self._device)
 
@@ -197,7 +197,7 @@ class FrozenTeacher(Teacher):
         key = network, written, image.dtype, device, lower
         if self._quick is None or self._quick[0] != key:
             network.to(image.dtype)
-            shape = self._image_shape
+            shape = self.image_shape
             made = folded(network, shape, self._submodules) if self.fold else network
             if lower is not None:
                 made = copy.deepcopy(made) if made is network else made
@@ -210,7 +210,7 @@ class FrozenTeacher(Teacher):
     def _made_sharded(self, network: nn.Module, dtype: torch.dtype, mesh: DeviceMesh) -> nn.Module:
         if not is_sharded(network):
             network.to(dtype)
-            made = folded(network, self._image_shape, self._submodules) if self.fold else network
+            made = folded(network, self.image_shape, self._submodules) if self.fold else network
             shard(made, mesh)
             self.network = made  # and the whole one is given up
         return self._ready()
