@@ -63,8 +63,9 @@ format: setup ## Put the code into its format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: setup ## Write docs/losses.md from the docstrings
+docs: setup ## Write docs/losses.md from the docstrings, and build the site into docs/_build
 	$(BIN)/python docs/losses.py
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
 
 # KD_LIGHTNING_DATA names the folder that holds cifar100/; BENCH="--rounds 3" gives options.
 bench: setup ## Measure the speed beside the student alone, timm and torchdistill (BENCH="--root DATA" for real images)
@@ -77,5 +78,5 @@ bench-losses: setup ## Measure what each loss costs, and write it into docs/loss
 	$(BIN)/python docs/losses.py
 
 clean: ## Remove caches and build products; .venv, data and runs stay
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf build dist docs/_build docs/api *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

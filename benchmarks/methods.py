@@ -26,8 +26,8 @@ EVERY = 10  # steps that one logged mean is over
 def methods() -> list[Path]:
     """The configurations of the standard pair's methods, and the pair's soft targets."""
     teachers = {path.stem for path in CONFIGS.glob("supervised/*.yaml")}
-    pairs = {path for path in CONFIGS.glob("offline/*.yaml") for t in teachers if path.stem.startswith(f"{t}_")}
-    kept = set(CONFIGS.glob("offline/*.yaml")) - pairs | {CONFIGS / "offline" / "resnet56_resnet20.yaml"}
+    pairs = {path for path in CONFIGS.glob("offline/*.yaml") for t in teachers if path.stem.startswith(f"kd_{t}_")}
+    kept = set(CONFIGS.glob("offline/*.yaml")) - pairs | {CONFIGS / "offline" / "kd_resnet56_resnet20.yaml"}
     return sorted(kept)
 
 

@@ -10,15 +10,15 @@ import torch
 import yaml
 from rich.console import Console
 
+from kd_lightning import packaged
 from kd_lightning.cli.commands import run
 from kd_lightning.cli.quiet import quiet
-from kd_lightning.models import Network
-from kd_lightning.report import Cost, Row, as_json, as_table, cost, draw_curves
-from kd_lightning.report.comparison import ALONE, DISTILLED, TEACHER
+from kd_lightning.cli.report import Asked, made
 from kd_lightning.run_folder import RunFolder, git_commit
 from kd_lightning.whole_file import write_json
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "digits"
+CONFIGS = packaged.CONFIGS / "digits"
+TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
 SEEDS = (0, 1, 2)
 FOLDER = Path("runs/digits")
 PLANS = {TEACHER: "supervised/teacher.yaml", ALONE: "supervised/student.yaml", DISTILLED: "offline/kd.yaml"}
@@ -47,12 +47,6 @@ def carried_out(name: str, seed: int, overrides: Sequence[str]) -> float:
     return float(json.loads(folder.results.read_text())["test/top1"])
 
 
-def cost_of(name: str) -> Cost:
-    """Cost of the network that a run trained, for one image of 8x8 grey pixels."""
-    stated = yaml.safe_load(run_folder(name, SEEDS[0]).config.read_text())["model"]["init_args"]["student"]
-    return cost(Network(**stated).build(num_classes=10, in_chans=1), (1, 8, 8))
-
-
 def main(overrides: Sequence[str] = ()) -> None:
     """Train, test and compare nine runs in ``runs/digits``; an earlier set is moved to ``runs/digits.<time>``.
 
@@ -78,13 +72,10 @@ def main(overrides: Sequence[str] = ()) -> None:
             f"{time.time() - started:.0f} s so far",
             markup=False,
         )
-    rows = {name: Row(cost_of(name), top1[name]) for name in PLANS}
-    groups = {name: [run_folder(name, seed) for seed in SEEDS] for name in PLANS}
-    draw_curves(groups, FOLDER / "learning_curves.png", ("val/top1", "train/ce"))
+    runs = [run_folder(name, seed) for name in PLANS for seed in SEEDS]
+    report = made(Asked(runs, FOLDER / "report", "last", ()), console)
     seconds = round(time.time() - started, 1)
-    write_json(FOLDER / "results.json", {**as_json(rows), "commit": git_commit(), "seconds": seconds})
-    console.print(as_table(rows, f"Handwritten digits, last epoch, {len(SEEDS)} seeds"))
-    console.print(f"runs, learning curves and results.json: {FOLDER}")
+    write_json(FOLDER / "results.json", {**report.as_json(), "commit": git_commit(), "seconds": seconds})
 
 
 if __name__ == "__main__":

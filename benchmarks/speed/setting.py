@@ -27,13 +27,13 @@ class Pair:
     config: str
 
 
-CIFAR_CONFIG = "configs/cifar100/offline/resnet56_resnet20.yaml"
+CIFAR_CONFIG = "configs/cifar100/offline/kd_resnet56_resnet20.yaml"
 PAIRS = {
     "resnet56_resnet20": Pair("cifar_resnet56", "cifar_resnet20", SMALL, CIFAR_CONFIG),
     "resnet32x4_resnet8x4": Pair(
-        "cifar_resnet32x4", "cifar_resnet8x4", SMALL, "configs/cifar100/offline/resnet32x4_resnet8x4.yaml"
+        "cifar_resnet32x4", "cifar_resnet8x4", SMALL, "configs/cifar100/offline/kd_resnet32x4_resnet8x4.yaml"
     ),
-    "resnet50_resnet18": Pair("resnet50", "resnet18", 224, "configs/imagenet/offline/resnet34_resnet18.yaml"),
+    "resnet50_resnet18": Pair("resnet50", "resnet18", 224, "configs/imagenet/offline/kd_resnet34_resnet18.yaml"),
     "resnet14_resnet8": Pair("cifar_resnet14", "cifar_resnet8", SMALL, CIFAR_CONFIG),
 }
 MAIN, QUICK = "resnet56_resnet20", "resnet14_resnet8"

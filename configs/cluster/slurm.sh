@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbatch configs/cluster/slurm.sh configs/imagenet/offline/resnet34_resnet18.yaml RUN [--KEY VALUE ...]
+# sbatch configs/cluster/slurm.sh configs/imagenet/offline/kd_resnet34_resnet18.yaml RUN [--KEY VALUE ...]
 #SBATCH --job-name=kd_lightning
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4

@@ -1,14 +1,22 @@
 """The record of a run: its configuration before step 0, its figures after the test."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import yaml
+from lightning.pytorch.loggers import Logger, MLFlowLogger
 
 from kd_lightning.callbacks.metrics_file import MetricsFile
 from kd_lightning.run_folder import RunFolder, provenance
 from kd_lightning.whole_file import write_json, write_text
+
+
+def wants_configuration(logger: Logger) -> bool:
+    """Whether a logger keeps a configuration and may be given one: MLflow refuses a second one of a resumed run."""
+    if isinstance(logger, MLFlowLogger):
+        return not logger.experiment.get_run(cast(str, logger.run_id)).data.params
+    return not isinstance(logger, MetricsFile)
 
 
 class RunRecord(pl.Callback):
@@ -29,7 +37,7 @@ class RunRecord(pl.Callback):
         if trainer.is_global_zero and not self.folder.config.exists():
             write_text(self.folder.config, self.config)
         for logger in trainer.loggers:
-            if not isinstance(logger, MetricsFile) and stage == "fit":
+            if stage == "fit" and trainer.is_global_zero and wants_configuration(logger):
                 logger.log_hyperparams({**yaml.safe_load(self.config), **provenance()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -17,6 +17,7 @@ from kd_lightning.run_folder import RunFolder, broken
 
 MENDABLE = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, MisconfigurationException)
 USAGE, STOPPED = 2, 1
+CONFIG = {"--config", "-c"}
 OF_RUNS = {"export", "report", "sweep"}  # commands with a file of their own, which has a function `command`
 Line = list[str]
 
@@ -106,6 +107,22 @@ def translated(arguments: Line) -> tuple[Line, RunFolder | None] | None:
     return arguments, None
 
 
+def with_configs(arguments: Line) -> Line:
+    """The command line with the file of each configuration, which may be named as in the package.
+
+    Raises:
+        FileNotFoundError: if there is none, ValueError: if it is not sound.
+    """
+    line = list(arguments)
+    for position, argument in enumerate(arguments):
+        option, equals, name = argument.partition("=")
+        if option in CONFIG and equals:
+            line[position] = f"{option}={check_yaml(name)}"
+        elif option in CONFIG and position + 1 < len(line):
+            line[position + 1] = str(check_yaml(line[position + 1]))
+    return line
+
+
 def run(arguments: Sequence[str]) -> int:
     """Carry out a command line.
 
@@ -124,10 +141,7 @@ def run(arguments: Sequence[str]) -> int:
         if meant is None:
             return 0
         line, folder = meant
-        for option in ("--config", "-c"):
-            for path in taken(list(line), option):
-                check_yaml(Path(path))
-        door = Door(line, folder)
+        door = Door(with_configs(line), folder)
         door.carry_out()
     except MENDABLE as error:
         return said(error, STOPPED if door is not None and door.trainer.global_step > 0 else USAGE)

@@ -18,7 +18,7 @@ from kd_lightning.cli.precision import choose_precision
 from kd_lightning.cli.recipes import resolve_recipes
 from kd_lightning.cli.run_naming import RUNS, claim, name_run
 from kd_lightning.cli.strategy import chosen
-from kd_lightning.cli.tracking import identify_wandb
+from kd_lightning.cli.tracking import identify
 from kd_lightning.run_folder import RunFolder
 
 OF_THE_CALL = ("config", "ckpt_path", "weights_only", "verbose", "return_predictions")  # not of the run
@@ -89,7 +89,7 @@ class Door(LightningCLI):
                 claim(self.folder)
         if self.subcommand == "fit":
             choose_precision(stated.trainer)
-        identify_wandb(stated, self.folder)
+        identify(stated, self.folder, str(self.subcommand))
         resolve_recipes(stated, files, replace=False)
         kept = stated.clone()
         for key in OF_THE_CALL:

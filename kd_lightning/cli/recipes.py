@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock
 from jsonargparse import Namespace
 
-from kd_lightning import trust
+from kd_lightning import packaged, trust
 from kd_lightning.cli.run_naming import INHERITED, RUNS
 from kd_lightning.models.network import AT_EPOCH
 from kd_lightning.run_folder import RunFolder
@@ -41,7 +41,7 @@ def _recipes(node: Any) -> Iterator[Any]:
 
 
 def found_config(recipe: str, beside: Sequence[Path]) -> Path:
-    """The file of a recipe: from the working folder, or from a folder above a configuration that names it.
+    """The file of a recipe: from the working folder, a folder above a configuration that names it, or the package.
 
     Raises:
         FileNotFoundError: if it is in none of them.
@@ -50,7 +50,10 @@ def found_config(recipe: str, beside: Sequence[Path]) -> Path:
     for folder in folders:
         if (folder / recipe).is_file():
             return folder / recipe
-    raise FileNotFoundError(f"weights.recipe: there is no configuration {recipe}, in no folder above {beside} either")
+    try:
+        return packaged.found(recipe)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"weights.recipe: {error}") from error
 
 
 def digest(config: Path, above: Sequence[Path] = ()) -> str:

@@ -1,16 +1,19 @@
-"""Tracking: a W&B run is named after the run folder, so that resuming continues it."""
+"""Tracking: what W&B, TensorBoard and MLflow call a run is its folder's name, so that resuming continues it."""
 
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from jsonargparse import Namespace
 
 from kd_lightning.run_folder import RunFolder
 
-LEFT_OPEN = {"None", "."}  # WandbLogger's defaults
+LEFT_OPEN = {"None", ".", "lightning_logs", "./mlruns"}  # what Lightning's loggers take where nothing is stated
 LONGEST_ID = 100
+JOBS = {"fit": "train", "validate": "validate", "test": "test", "predict": "predict"}
+NO_DATABASE = "MLFLOW_ALLOW_FILE_STORE"
 
 
 def run_id(folder: RunFolder) -> str:
@@ -23,24 +26,80 @@ def run_id(folder: RunFolder) -> str:
     return f"{taken[: LONGEST_ID - len(digest) - 1]}-{digest}"
 
 
-def identify_wandb(config: Namespace, folder: RunFolder) -> None:
-    """Fill in what a W&B logger leaves open: id and name from the run, group from the experiment, files in the folder.
+def fill_in(logger: Namespace, **known: Any) -> None:
+    """Give a logger the arguments that it leaves open."""
+    for key, value in known.items():
+        if str(logger.init_args.get(key)) in LEFT_OPEN:
+            logger.init_args[key] = value
 
-    The id is made of experiment and run, so ``resume`` and ``test`` go on with the same W&B run.
+
+def identify_wandb(logger: Namespace, folder: RunFolder, subcommand: str) -> None:
+    """Id and name from the run, group from the experiment, job type from the subcommand, files in the folder.
+
+    The id is made of experiment and run, so ``resume`` and ``test`` go on with the same W&B run, whose job type is then
+    that of the last command. An agent of a W&B sweep gives an id of its own.
 
     Raises:
         ValueError: if checkpoints are to be artifacts of an offline run, which W&B would leave out without a word.
     """
+    if os.environ.get("WANDB_MODE") == "offline" and logger.init_args.get("log_model"):
+        raise ValueError("log_model needs a W&B server, but WANDB_MODE is offline: set log_model to false")
+    identity = os.environ.get("WANDB_RUN_ID") or run_id(folder)
+    fill_in(logger, name=folder.path.name, id=identity, save_dir=str(folder.path))
+    passed_on = {"group": folder.path.parent.name, "resume": "allow"}  # to wandb.init
+    stated = {**passed_on, **(logger.get("dict_kwargs") or {})}
+    if stated.get("job_type") in {None, *JOBS.values()}:  # config.yaml states that of the training
+        stated["job_type"] = JOBS[subcommand]
+    logger["dict_kwargs"] = stated
+
+
+def identify_tensorboard(logger: Namespace, folder: RunFolder, subcommand: str) -> None:
+    """Event files in the run's folder under ``tensorboard/``, of all commands."""
+    fill_in(logger, save_dir=str(folder.path), name="tensorboard", version="")
+
+
+def identify_mlflow(logger: Namespace, folder: RunFolder, subcommand: str) -> None:
+    """MLflow's experiment and run named as they are here; files in the run's folder, unless there is a server.
+
+    ``resume`` and ``test`` go on with the run of that name.
+    """
+    store = folder.path / "mlruns"
+    fill_in(logger, experiment_name=folder.path.parent.name, run_name=folder.path.name, save_dir=str(store))
+    given = logger.init_args
+    if given.get("tracking_uri") is None:
+        os.environ.setdefault(NO_DATABASE, "true")  # MLflow 3 asks for consent, or for SQLAlchemy
+        if not store.is_dir() and given.save_dir == str(store):
+            return
+    uri = given.get("tracking_uri") or f"file:{given.save_dir}"
+    fill_in(logger, run_id=mlflow_run(uri, given.experiment_name, given.run_name))
+
+
+def mlflow_run(uri: str, experiment: str, name: str) -> str | None:
+    """The id of the newest run of that name in a store of MLflow's; None if there is none."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    named = client.search_runs([found.experiment_id], f'attributes.run_name = "{name}"', max_results=1)
+    return str(named[0].info.run_id) if named else None
+
+
+IDENTIFY: dict[str, Callable[[Namespace, RunFolder, str], None]] = {
+    "WandbLogger": identify_wandb,
+    "TensorBoardLogger": identify_tensorboard,
+    "MLFlowLogger": identify_mlflow,
+}
+
+
+def identify(config: Namespace, folder: RunFolder, subcommand: str) -> None:
+    """Fill in what the loggers of a configuration leave open, so that they call the run what its folder is called.
+
+    Raises:
+        ValueError: if a logger would not do what it is asked to.
+    """
     loggers: Any = config.trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if not isinstance(logger, Namespace) or not str(logger.get("class_path")).endswith("WandbLogger"):
-            continue
-        if os.environ.get("WANDB_MODE") == "offline" and logger.init_args.get("log_model"):
-            raise ValueError("log_model needs a W&B server, but WANDB_MODE is offline: set log_model to false")
-        run, experiment = folder.path.name, folder.path.parent.name
-        known = {"name": run, "id": run_id(folder), "save_dir": str(folder.path)}
-        for key, value in known.items():
-            if str(logger.init_args.get(key)) in LEFT_OPEN:
-                logger.init_args[key] = value
-        passed_on = {"group": experiment, "resume": "allow"}  # to wandb.init
-        logger["dict_kwargs"] = {**passed_on, **(logger.get("dict_kwargs") or {})}
+        if isinstance(logger, Namespace) and (known := IDENTIFY.get(str(logger.class_path).rpartition(".")[2])):
+            known(logger, folder, subcommand)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from kd_lightning.packaged import found
+
 NOT_FINITE = {f"{sign}.{name}" for sign in ("", "+", "-") for name in ("inf", "Inf", "INF")} | {".nan", ".NaN", ".NAN"}
 
 
@@ -23,15 +25,14 @@ def _faults(node: yaml.Node) -> Iterator[tuple[yaml.Mark, str]]:
         yield node.start_mark, f"{node.value} is not a finite number"
 
 
-def check_yaml(path: Path) -> None:
-    """Let a configuration file pass that a reader and a parser understand alike.
+def check_yaml(name: str | Path) -> Path:
+    """The file of a configuration, given by path or by name, if a reader and a parser understand it alike.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if there is none.
         ValueError: with file and line, if it is no YAML, states a key twice, or holds a number that is not finite.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration {path}")
+    path = found(name)
     try:
         root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -40,3 +41,4 @@ def check_yaml(path: Path) -> None:
         raise ValueError(f"{path} must hold keys and values at its top")
     for mark, fault in _faults(root):
         raise ValueError(f"{path}, line {mark.line + 1}, column {mark.column + 1}: {fault}")
+    return path

@@ -1,7 +1,21 @@
-"""What came of it: comparisons, costs, pictures."""
+"""What came of it: runs examined, compared, and shown."""
 
-from kd_lightning.report.comparison import Row, as_json, as_table
+from kd_lightning.report.comparison import Comparison, compare
 from kd_lightning.report.cost import Cost, cost
-from kd_lightning.report.curves import draw_curves
+from kd_lightning.report.examined import Examined, Examiner
+from kd_lightning.report.made_page import as_page
+from kd_lightning.report.profile import Profile, Profiler
+from kd_lightning.report.table import for_terminal
 
-__all__ = ["Cost", "Row", "as_json", "as_table", "cost", "draw_curves"]
+__all__ = [
+    "Comparison",
+    "Cost",
+    "Examined",
+    "Examiner",
+    "Profile",
+    "Profiler",
+    "as_page",
+    "compare",
+    "cost",
+    "for_terminal",
+]

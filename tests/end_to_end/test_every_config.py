@@ -20,7 +20,7 @@ TEACHERS = {path.stem for path in CONFIGS.glob("cifar100/supervised/*.yaml")}
 
 def is_method(path: Path) -> bool:
     """Whether a configuration is of a method on one pair: `test_every_method` runs those."""
-    of_a_pair = any(path.stem.startswith(f"{teacher}_") for teacher in TEACHERS)
+    of_a_pair = any(path.stem.startswith(f"kd_{teacher}_") for teacher in TEACHERS)
     return path.parent == CONFIGS / "cifar100/offline" and not of_a_pair
 
 
@@ -163,7 +163,7 @@ def test_cifar_recipe_is_the_standard_protocols(path: Path) -> None:
     if path.parent.name == "offline" and path.stem not in OTHER_TEACHERS:
         network = model["teacher"]["init_args"]["network"]
         teacher = network["name"].removeprefix("cifar_")
-        assert path.stem == f"{teacher}_{student}" or (teacher, student) == ("resnet56", "resnet20")
+        assert path.stem == f"kd_{teacher}_{student}" or (teacher, student) == ("resnet56", "resnet20")
         assert network["weights"] == {"recipe": f"configs/cifar100/supervised/{teacher}.yaml"}
         assert (CONFIGS.parent / network["weights"]["recipe"]).is_file()
 
@@ -222,7 +222,7 @@ def test_a_method_has_its_published_weight(method: str) -> None:
 def test_all_pairs_of_the_table_are_there() -> None:
     pairs = {path.stem for path in CIFAR if path.parent.name == "offline" and not is_method(path)}
     assert len(pairs) == 13
-    assert {"wrn_40_2_wrn_16_2", "resnet56_resnet20", "resnet32x4_resnet8x4", "vgg13_vgg8"} <= pairs
+    assert {"kd_wrn_40_2_wrn_16_2", "kd_resnet56_resnet20", "kd_resnet32x4_resnet8x4", "kd_vgg13_vgg8"} <= pairs
 
 
 def test_imagenet_teachers_exist_in_timm() -> None:

@@ -20,11 +20,11 @@ from kd_lightning.models import Network, save_weights
 CONFIGS = Path(__file__).parents[2] / "configs/cifar100"
 TEACHERS = {path.stem for path in CONFIGS.glob("supervised/*.yaml")}
 # Of the pairs for soft targets, which differ in the networks alone, one.
-PAIR = "resnet56_resnet20"
+PAIR = "kd_resnet56_resnet20"
 FILES = [
     path
     for path in sorted(CONFIGS.glob("offline/*.yaml"))
-    if path.stem == PAIR or not any(path.stem.startswith(f"{teacher}_") for teacher in TEACHERS)
+    if path.stem == PAIR or not any(path.stem.startswith(f"kd_{teacher}_") for teacher in TEACHERS)
 ]
 OF_THE_LABELS = {"ce", "ce_strong"}
 MOVING = {"dino", "mean_teacher"}  # the teacher starts as the student, and the term need not fall

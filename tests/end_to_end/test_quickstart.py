@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
 from kd_lightning import quickstart
 
@@ -41,7 +40,7 @@ def read(path: Path) -> Any:
 
 def test_nine_ordinary_runs_are_left(place: Path) -> None:
     runs = place / "runs/digits"
-    assert {path.name for path in runs.iterdir()} == FOLDERS | {"results.json", "learning_curves.png"}
+    assert {path.name for path in runs.iterdir()} == FOLDERS | {"results.json", "report"}
     for name in FOLDERS:
         left = {path.name for path in (runs / name).iterdir()}
         assert left == {"config.yaml", "metrics.csv", "checkpoints", "run.json", "results.json"}
@@ -69,38 +68,42 @@ def test_alone_and_distilled_are_the_same_student_trained_equally_long_on_the_sa
 
 def test_the_figures_are_those_of_the_runs(place: Path) -> None:
     results = read(place / "runs/digits/results.json")
-    assert set(results) == {"rows", "compression", "gap_recovered", "commit", "seconds"}
-    rows = results["rows"]
-    assert list(rows) == list(NAMES)
-    for name, row in rows.items():
+    assert set(results) == {"methods", "differences", "flags", "commit", "seconds"}
+    methods = results["methods"]
+    assert list(methods) == list(NAMES)
+    for name, method in methods.items():
         top1 = [read(place / f"runs/digits/{name}-seed{seed}/results.json")["test/top1"] for seed in (0, 1, 2)]
-        assert set(row) == {"params", "macs", "top1_mean", "top1_std", "top1"}
-        assert row["top1"] == top1
-        assert row["top1_mean"] == pytest.approx(statistics.fmean(top1))
-        assert row["top1_std"] == pytest.approx(statistics.stdev(top1))
-    assert [rows["alone"][key] for key in ("params", "macs")] == [rows["distilled"][key] for key in ("params", "macs")]
-    assert results["compression"] == pytest.approx(rows["teacher"]["params"] / rows["alone"]["params"])
-    teacher, alone, distilled = (rows[name]["top1_mean"] for name in NAMES)
+        figure = method["figures"]["top1"]
+        assert figure["values"] == pytest.approx(top1)
+        assert figure["mean"] == pytest.approx(statistics.fmean(top1))
+        assert figure["std"] == pytest.approx(statistics.stdev(top1))
+    assert methods["alone"]["student"]["macs"] == methods["distilled"]["student"]["macs"] == 13_008
+    assert methods["distilled"]["teacher"]["params"] == methods["teacher"]["student"]["params"] == 77_754
+    assert methods["distilled"]["compression"] == pytest.approx(77_754 / 1_384)
+    teacher, alone, distilled = (methods[name]["figures"]["top1"]["mean"] for name in NAMES)
     assert teacher > alone
-    assert results["gap_recovered"] == pytest.approx((distilled - alone) / (teacher - alone))
+    assert methods["distilled"]["gap_recovered"] == pytest.approx((distilled - alone) / (teacher - alone))
+    (difference,) = results["differences"]
+    assert (difference["first"], difference["second"]) == ("distilled", "alone")
+    assert difference["difference"] == pytest.approx(distilled - alone)
+    assert difference["low"] < difference["difference"] < difference["high"]
     assert results["seconds"] > 0
 
 
-def test_it_prints_a_line_for_each_run_and_then_the_table(place: Path) -> None:
+def test_it_prints_a_line_for_each_run_then_the_tables_and_where_the_report_is(place: Path) -> None:
     lines = (place / "printed").read_text().splitlines()
     assert lines[0].startswith("the earlier runs are now in runs/digits.20")
     for number, line in enumerate(lines[1:10], start=1):
         assert re.fullmatch(rf"\[{number}/9\] \w+, seed \d: top-1 \d+\.\d\d %, \d+ s so far", line)
-    assert lines[10].strip() == "Handwritten digits, last epoch, 3 seeds"
-    assert lines[-1] == "runs, learning curves and results.json: runs/digits"
-    assert len(lines) == 20
+    assert "What it reaches" in lines[10]
+    assert lines[-1] == "the page: runs/digits/report/report.html"
 
 
-def test_the_picture_is_one(place: Path) -> None:
-    with Image.open(place / "runs/digits/learning_curves.png") as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        assert min(picture.size) > 300
+def test_the_page_has_the_pictures(place: Path) -> None:
+    text = (place / "runs/digits/report/report.html").read_text()
+    assert text.count("<svg") > 10
+    for title in ("Figures", "Differences", "Learning curves", "Calibration", "Student against teacher", "Dark knowledge"):
+        assert f"<h2>{title}</h2>" in text
 
 
 def test_an_earlier_set_is_moved_aside(place: Path) -> None:

@@ -1,0 +1,172 @@
+"""What Weights & Biases is told of a run beside its figures: images, calibration, checkpoints, the teacher's hash."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+from wandb.plot.custom_chart import CustomChart
+
+from kd_lightning.callbacks.ema import KEY, StudentEMA
+from kd_lightning.distillers import Distiller
+from kd_lightning.distillers.base import STUDENT
+from kd_lightning.distillers.calibration import binned
+from kd_lightning.distillers.data_facts import views_of
+from kd_lightning.distillers.evaluating import Answers
+from kd_lightning.distillers.metrics import ECE_BINS
+from kd_lightning.distillers.notable_images import Notable, NotableImages
+from kd_lightning.models import FrozenTeacher, Teacher, save_weights
+from kd_lightning.ranks import summed
+from kd_lightning.run_folder import RunFolder
+
+TEMPERATURES = (1.0, 4.0)
+SHOWN = 5  # classes of a soft target
+WHO = ("student", "teacher")
+
+
+def hashes(teacher: Teacher | None) -> dict[str, dict[str, str]]:
+    """What the answers of each frozen teacher depend on, by its name: the hash of its weights among it."""
+    members = teacher.members() if teacher is not None else {}
+    return {name: member.identity() for name, member in members.items() if isinstance(member, FrozenTeacher)}
+
+
+def soft_target(logits: Tensor, temperature: float, classes: Sequence[str]) -> str:
+    """The largest probabilities of softmax(z / T), as ``cat 0.71, dog 0.20``."""
+    top = (logits / temperature).softmax(dim=0).topk(min(SHOWN, len(logits)))
+    return ", ".join(f"{classes[at]} {p:.2f}" for p, at in zip(top.values.tolist(), top.indices.tolist(), strict=True))
+
+
+def image_table(kinds: Mapping[str, Sequence[Notable]], classes: Sequence[str]) -> wandb.Table:
+    """A row for each image: why it is shown, label, decisions, soft targets of both at T = 1 and T = 4."""
+    targets = [f"{who}, T = {temperature:g}" for who in WHO for temperature in TEMPERATURES]
+    rows = []
+    for kind, images in kinds.items():
+        for each in images:
+            picture = wandb.Image(each.image.permute(1, 2, 0).numpy())
+            both = (each.student, each.teacher)
+            decided = [None if logits is None else classes[int(logits.argmax())] for logits in both]
+            soft = [None if z is None else soft_target(z, t, classes) for z in both for t in TEMPERATURES]
+            rows.append([kind, each.row, picture, classes[each.target], *decided, *soft])
+    return wandb.Table(["shown as", "row", "image", "label", *WHO, *targets], rows)
+
+
+def reliability_plot(sums: dict[str, Tensor]) -> CustomChart:
+    """Accuracy over mean confidence, a line for each network, from what `binned` says of it, and the diagonal."""
+    lines = {"calibrated": ([0.0, 1.0], [0.0, 1.0])}
+    for who, (count, confidence, right) in sums.items():
+        filled = count > 0
+        lines[who] = tuple((part / count)[filled].tolist() for part in (confidence, right))
+    xs, ys = zip(*lines.values(), strict=True)
+    return wandb.plot.line_series(xs, ys, list(lines), title="accuracy by confidence", xname="confidence")
+
+
+def student_in(checkpoint: Path, averaged: bool) -> dict[str, Tensor]:
+    """The weights of a checkpoint's student, or of its average; none where it holds no student."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state, prefix = (content[KEY], "module.") if averaged else (content["state_dict"], STUDENT)
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def loggers_of(trainer: pl.Trainer) -> list[WandbLogger]:
+    """The W&B loggers of a trainer."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def log_checkpoints(logger: WandbLogger, folder: RunFolder, averaged: bool) -> None:
+    """Log the best and the last checkpoint as two versions of one artifact."""
+    for alias, checkpoint in {"best": folder.best(), "last": folder.last}.items():
+        if checkpoint is None or not checkpoint.is_file():
+            continue
+        artifact = wandb.Artifact(f"model-{logger.experiment.id}", "model")
+        with tempfile.TemporaryDirectory() as made:
+            artifact.add_file(str(checkpoint))
+            if student := student_in(checkpoint, averaged):
+                save_weights(student, Path(made) / "student.safetensors")
+                artifact.add_file(str(Path(made) / "student.safetensors"))
+        logger.experiment.log_artifact(artifact, aliases=[alias])
+
+
+class WandbReport(pl.Callback):
+    """Tells the `WandbLogger` of a trainer what its figures do not; without one it does nothing.
+
+    At the start of a training: the hash of the teacher's weights, in the configuration. At its end: ``<figure>.best``
+    and ``<figure>.last`` in the summary, of the figure that the best checkpoint is chosen by; and the two checkpoints,
+    each with the student that is evaluated as ``student.safetensors``, as versions of the artifact ``model-<id>`` with
+    the aliases ``best`` and ``last``. After a test: ``test/images``, a table of images that the student misses and the
+    teacher gets right, and of those that the teacher is least sure of; and ``test/reliability``. On several devices the
+    images are of the first one's share.
+
+    Args:
+        artifacts: Whether checkpoints are logged, which a server keeps; offline they wait in the run's folder.
+    """
+
+    def __init__(self, artifacts: bool = True) -> None:
+        self.artifacts = artifacts
+        self._images: NotableImages | None = None
+        self._sums: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the teacher's hash into the configuration."""
+        if isinstance(pl_module, Distiller) and trainer.is_global_zero:
+            for logger in loggers_of(trainer):
+                logger.log_hyperparams({"teachers": hashes(pl_module.present_teacher)})
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the best and the last figure, and the checkpoints."""
+        if not trainer.is_global_zero:
+            return
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averaged = any(isinstance(each, StudentEMA) and each.evaluate for each in callbacks)
+        for logger in loggers_of(trainer):
+            for kept in trainer.checkpoint_callbacks:
+                if isinstance(kept, ModelCheckpoint) and kept.monitor and kept.best_model_score is not None:
+                    logger.experiment.summary[f"{kept.monitor}.best"] = float(kept.best_model_score)
+                    logger.experiment.summary[f"{kept.monitor}.last"] = float(trainer.callback_metrics[kept.monitor])
+            if self.artifacts:
+                log_checkpoints(logger, RunFolder(Path(trainer.default_root_dir)), averaged)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at no image yet."""
+        self._images, self._sums = None, {}
+        if isinstance(pl_module, Distiller) and loggers_of(trainer):
+            views = views_of(trainer)
+            self._images = NotableImages(views.mean, views.std)
+            who = WHO if pl_module.present_teacher is not None else WHO[:1]
+            self._sums = {name: torch.zeros(3, ECE_BINS, dtype=torch.float64, device=pl_module.device) for name in who}
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take in the answers of student and teacher."""
+        if self._images is None or not isinstance(outputs, Answers):
+            return
+        self._images.note(outputs)
+        for who in self._sums:
+            sure, decided = getattr(outputs, who).float().softmax(dim=1).max(dim=1)
+            self._sums[who] += binned(sure, decided == outputs.batch.target)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the images and the calibration."""
+        if self._images is None:
+            return
+        sums = {who: summed(each).cpu() for who, each in self._sums.items()}
+        if not trainer.is_global_zero:
+            return
+        kinds = {"missed": self._images.missed, "least sure": self._images.unsure}
+        data: Any = getattr(trainer, "datamodule", None)
+        classes = getattr(data, "classes", None) or list(map(str, range(cast(Distiller, pl_module).num_classes or 0)))
+        for logger in loggers_of(trainer):
+            shown = {"test/images": image_table(kinds, classes), "test/reliability": reliability_plot(sums)}
+            logger.experiment.log(shown)

@@ -1,0 +1,155 @@
+"""Looks at the test of a run, takes its network out, and writes the files of an export."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from torch import Tensor
+
+from kd_lightning import export
+from kd_lightning.cli.exported_data import classes_of, name_of, preprocessing_of, test_batches, training_images
+from kd_lightning.datamodules import ImageDataModule
+from kd_lightning.distillers import Distiller
+from kd_lightning.distillers.data_facts import views_of
+from kd_lightning.distillers.evaluating import Answers
+from kd_lightning.models.peer_weights import TOP1
+from kd_lightning.run_folder import RunFolder
+from kd_lightning.whole_file import write_json, write_text
+
+IMAGES = 256  # of the test set, on which an export is compared with its network
+
+
+class Wanted(NamedTuple):
+    """What is to be exported, and how; see ``kd-lightning export --help``."""
+
+    run: RunFolder
+    format: export.Format
+    output: Path
+    ckpt: str
+    part: str | None
+    int8: export.Mode | None
+    calibration_images: int
+    license: str | None
+
+
+def figures_of(run: RunFolder, ckpt: str) -> dict[str, float]:
+    """The figures of a run's test, if it was this checkpoint's; else none."""
+    if not run.results.is_file():
+        return {}
+    results = json.loads(run.results.read_text())
+    tested = Path(results["checkpoint"]).name == run.checkpoint(ckpt).name
+    return {name: value for name, value in results.items() if name.startswith("test/") and tested}
+
+
+class Exporter(pl.Callback):
+    """Exports a part of a run while it is tested, an average in the student's place where one is evaluated.
+
+    Args:
+        wanted: What, and how.
+
+    Attributes:
+        files: Names of the files that were written, the exported one first.
+        facts: What the card says of them; there after the test.
+    """
+
+    facts: export.Facts
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.files: list[str] = []
+        self._top1: Mapping[str, float] = {}
+        self._seen: list[Answers] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let the test end when there are images enough, unless the command line says when."""
+        data = cast(Any, trainer).datamodule
+        if isinstance(data, ImageDataModule) and trainer.limit_test_batches == 1.0:
+            trainer.limit_test_batches = math.ceil(IMAGES / data.eval_batch_size)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember which of several networks was the best."""
+        self._top1 = checkpoint.get(TOP1) or {}
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the images and what was answered, until there are enough."""
+        if sum(len(answers.batch) for answers in self._seen) < IMAGES:
+            self._seen.append(outputs)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write all files, or none.
+
+        Raises:
+            ValueError: if there is no such part, or the file does not answer as the run does.
+        """
+        module, wanted, data = cast(Distiller, pl_module), self.wanted, cast(Any, trainer).datamodule
+        stated = yaml.safe_load(wanted.run.config.read_text())["model"]
+        init_args, views = stated["init_args"], views_of(trainer)
+        classes = classes_of(data, cast(int, module.num_classes))
+        networks = export.recipes(init_args)
+        part = export.choose(
+            export.Origin(module, networks, wanted.run.path, views.image_shape[0], self._top1), wanted.part
+        )
+        images = self._checked(part)
+        with export.filling(wanted.output.parent) as folder, torch.no_grad():
+            file = folder / wanted.output.name
+            answer = export.write(part, wanted.format, views.image_shape, len(classes), file)
+            agreement = export.compare(answer(images), part.network(images)).required(file.name)
+            self.facts = export.Facts(
+                file=file.name,
+                format=wanted.format,
+                part=part,
+                data=name_of(data),
+                classes=classes,
+                preprocessing=preprocessing_of(data, views),
+                scheme=stated["class_path"].rpartition(".")[2],
+                formulas=dict(export.formulas(init_args)),
+                teachers=list(export.networks(init_args.get("teacher"))),
+                figures=figures_of(wanted.run, wanted.ckpt),
+                training=json.loads(wanted.run.record.read_text()) if wanted.run.record.is_file() else {},
+                agreement=agreement,
+                int8=None if wanted.int8 is None else self._quantised(wanted.int8, file, answer, trainer),
+                license=wanted.license,
+            )
+            self._describe(folder)
+            self.files = [file.name, *sorted(each.name for each in folder.iterdir() if each != file)]
+
+    def _checked(self, part: export.Part) -> Tensor:
+        """The images that were seen, if the part answers them as the run did; in rounding they differ."""
+        images = torch.cat([answers.batch.image for answers in self._seen])[:IMAGES]
+        said = torch.cat([answers.parts.get(part.name, answers.student) for answers in self._seen])[:IMAGES]
+        with torch.no_grad():
+            agreement = export.compare(part.network(images), said)
+        if not agreement.close:
+            raise ValueError(f"the network {part.name or 'of the run'} answers otherwise alone than in it: {agreement}")
+        return images
+
+    def _quantised(self, mode: export.Mode, file: Path, answer: export.Answer, trainer: pl.Trainer) -> export.Int8:
+        count = self.wanted.calibration_images
+        before = export.top1(answer, test_batches(trainer))
+        calibration = training_images(cast(Any, trainer).datamodule, count) if mode == "static" else ()
+        export.to_int8(file, mode, calibration)
+        return export.Int8(mode, before, export.top1(export.onnx_answer(file), test_batches(trainer)), count)
+
+    def _describe(self, folder: Path) -> None:
+        facts = self.facts
+        write_text(folder / export.CARD, export.card(facts))
+        write_json(folder / export.PREPROCESSING, facts.preprocessing.as_json())
+        write_text(folder / export.CLASSES, json.dumps(facts.classes, indent=2) + "\n")
+        if facts.format == "safetensors" and export.is_timms(facts.part):
+            config = export.timm_config(facts.part, facts.preprocessing, facts.classes)
+            write_json(folder / export.CONFIG, config)
