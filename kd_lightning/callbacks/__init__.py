@@ -7,7 +7,9 @@ from kd_lightning.callbacks.ema import StudentEMA
 from kd_lightning.callbacks.metrics_file import MetricsFile
 from kd_lightning.callbacks.predictions import Predictions
 from kd_lightning.callbacks.preemption import Preempted, Preemption
+from kd_lightning.callbacks.progress import Progress
 from kd_lightning.callbacks.record import RunRecord
+from kd_lightning.callbacks.run_card import RunCard
 
 __all__ = [
     "Checkpoints",
@@ -16,6 +18,8 @@ __all__ = [
     "Predictions",
     "Preempted",
     "Preemption",
+    "Progress",
+    "RunCard",
     "RunRecord",
     "SafeCheckpointIO",
     "StudentEMA",

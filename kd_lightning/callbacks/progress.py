@@ -125,6 +125,8 @@ class Progress(RichProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images; show what has changed, if the last time was a while ago."""
+        if not trainer.is_global_zero:
+            return
         now = time.monotonic()
         self._done, self._epoch = trainer.fit_loop.epoch_loop.total_batch_idx + 1, trainer.current_epoch
         if not self._began:

@@ -103,7 +103,7 @@ class WandbReport(pl.Callback):
     images are of the first one's share.
 
     Args:
-        artifacts: Whether checkpoints are logged, which a server keeps; offline they wait in the run's folder.
+        artifacts: Whether checkpoints are logged; offline W&B keeps a copy of them for `wandb sync`.
     """
 
     def __init__(self, artifacts: bool = True) -> None:

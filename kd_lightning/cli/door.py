@@ -8,11 +8,21 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 import kd_lightning.datamodules as datamodules
-from kd_lightning.callbacks import Checkpoints, MetricsFile, Predictions, Preemption, RunRecord, SafeCheckpointIO
+from kd_lightning.callbacks import (
+    Checkpoints,
+    MetricsFile,
+    Predictions,
+    Preemption,
+    Progress,
+    RunCard,
+    RunRecord,
+    SafeCheckpointIO,
+)
 from kd_lightning.cli.parser import Parser
 from kd_lightning.cli.precision import choose_precision
 from kd_lightning.cli.recipes import resolve_recipes
@@ -115,7 +125,10 @@ class Door(LightningCLI):
         callbacks: list[pl.Callback] = []
         if self.looker is not None:
             callbacks.append(self.looker)
-        elif not dry:
+        else:
+            callbacks += self._shown(config, None if dry else folder)
+            kwargs["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the card says what it would
+        if self.looker is None and not dry:
             callbacks.append(RunRecord(folder, self.text, self._seed()))
             if self.subcommand == "predict":
                 callbacks.append(Predictions(folder))
@@ -126,6 +139,15 @@ class Door(LightningCLI):
             kwargs["enable_checkpointing"] = False
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    def _shown(self, config: Namespace, folder: RunFolder | None) -> list[pl.Callback]:
+        """What a person sees: the card, which has the figures of a test in Lightning's place, and the progress."""
+        stated = any(isinstance(callback, ProgressBar) for callback in listed(config.get("callbacks")))
+        progress = [Progress()] if config.get("enable_progress_bar") is not False and not stated else []
+        testing = self.subcommand == "test" and self.config_init.test.verbose
+        if testing:
+            self.config_init.test.verbose = False
+        return [*progress, RunCard(folder, self.text, figures=testing)]
 
     def _validates(self) -> bool:
         if isinstance(self.datamodule, datamodules.ImageDataModule):

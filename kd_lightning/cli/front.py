@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kd_lightning import __version__
 
 ASKING = {"-h", "--help"}
-EXPLAINED = {"fit", "validate", "test", "predict", "resume"}  # whose help is by topic; the others' is their own
+EXPLAINED = {"fit", "validate", "test", "predict", "resume"}  # the help of the others is their own
 HELP = f"""kd-lightning {__version__}: knowledge distillation of image classifiers
 
 usage:
@@ -61,11 +61,14 @@ def answer(arguments: Sequence[str]) -> str | None:
         from kd_lightning.cli import listing
 
         return listing.HELP if asking else listing.answer(arguments[1:])
-    if arguments[0] in EXPLAINED and asking and (topic := topic_of(arguments)) != "all":
-        from kd_lightning.cli import help
+    if arguments[0] not in EXPLAINED or not asking:
+        return None
+    topic = None if arguments[0] == "resume" else topic_of(arguments)
+    if topic == "all":  # LightningCLI's own
+        return None
+    from kd_lightning.cli.help import answer as explained
 
-        return help.answer(arguments[0], topic)
-    return None
+    return explained(arguments[0], topic)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

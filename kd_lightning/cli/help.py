@@ -119,7 +119,7 @@ def checkpoints() -> str:
 
 
 def logger() -> str:
-    """The trackers for which there is an overlay, and Lightning's loggers."""
+    """The trackers for which there is an overlay."""
     return f"{LOGGER}\n{listed('configs', 'logger/*')}"
 
 
@@ -139,12 +139,12 @@ def answer(command: str, topic: str | None) -> str:
     Raises:
         ValueError: if there is neither.
     """
-    if topic is None or command == "resume":
+    if topic is None:
         return usage(command)
     if topic in TOPICS:
         return TOPICS[topic]()
     found = public()
-    name = topic.removeprefix("kd_lightning.").rpartition(".")[2]
+    name = topic.rpartition(".")[2] if topic.startswith("kd_lightning.") else topic
     if name in found:
         return about(found[name])
     near = difflib.get_close_matches(topic, [*TOPICS, *found])

@@ -10,7 +10,6 @@ from kd_lightning.distillers.criteria import DEFAULT, Criteria, Term
 from kd_lightning.distillers.schedules import Schedule
 
 SHORT = {"temperature": "T"}
-CLASSIFIER = "CrossEntropy"  # what a Classifier learns by where no loss is stated
 
 
 def short(name: str) -> str:
@@ -101,6 +100,6 @@ def formulas_of(model: Mapping[str, Any]) -> dict[str, str]:
     }
     for name, peer in peers.items():
         found |= {name: peer.get("criteria"), f"{name}'s branches": peer.get("branch_criteria")}
-    if "optimizer" in given and not peers and criteria is None:  # a Classifier's loss is no criteria
-        found = {"loss": {"ce": {"loss": given.get("loss") or CLASSIFIER}}}
+    if str(model["class_path"]).rpartition(".")[2] == "Classifier":
+        found["loss"] = {"ce": {"loss": given.get("loss") or "CrossEntropy"}}
     return {name: formula_of(terms) for name, terms in found.items() if terms}

@@ -123,3 +123,6 @@ def examine_first(
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if member is not teacher else str(error)) from error
     teacher.examined(results)
+    for name, (top1, images) in results.items():  # for callbacks to show
+        figures = {f"check/{name}_top1": torch.tensor(top1), f"check/{name}_images": torch.tensor(images)}
+        trainer.callback_metrics.update(figures)

@@ -58,9 +58,14 @@ def to_int8(path: Path, mode: Mode, calibration: Iterable[Tensor]) -> None:
         logging.root.setLevel(logging.ERROR)  # onnxruntime warns by the root logger of each vector without channels
         try:
             quant_pre_process(path, prepared, skip_symbolic_shape=True)  # torch has found the shapes
+            # On x86 without VNNI, products with signed weights are summed in 16 bits, which overflow.
+            unsigned = QuantType.QUInt8
             if mode == "dynamic":
-                quantize_dynamic(prepared, path, weight_type=QuantType.QUInt8)  # all CPUs have kernels for it
+                quantize_dynamic(prepared, path, weight_type=unsigned)
             else:
-                quantize_static(prepared, path, Images(calibration), per_channel=True)
+                images = Images(calibration)
+                quantize_static(
+                    prepared, path, images, per_channel=True, activation_type=unsigned, weight_type=unsigned
+                )
         finally:
             logging.root.setLevel(level)

@@ -43,10 +43,8 @@ class Preprocessing(NamedTuple):
         """What is known, under timm's names."""
         facts = self._asdict()
         size = list(facts.pop("image_shape"))
-        known = {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
-        return {"channels": size[0], "input_size": size} | {
-            key: each for key, each in known.items() if each is not None
-        }
+        known = {key: value for key, value in facts.items() if value is not None}
+        return {"channels": size[0], "input_size": size} | known
 
 
 def is_timms(part: Part) -> bool:

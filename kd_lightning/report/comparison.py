@@ -100,7 +100,9 @@ def compare(results: Sequence[Examined]) -> Comparison:
         if student_of(first.runs[0].config) == student_of(second.runs[0].config)
     ]
     made = rows(methods)
-    return Comparison(made, [pair for pair in pairs if pair is not None], {row.method.name: flags_of(row) for row in made})
+    return Comparison(
+        made, [pair for pair in pairs if pair is not None], {row.method.name: flags_of(row) for row in made}
+    )
 
 
 def flags_of(row: Row) -> list[Flag]:

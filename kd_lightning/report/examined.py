@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from heapq import nlargest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -82,11 +82,12 @@ def visible(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tenso
     return pixels.mul(255).round().clamp(0, 255).byte()
 
 
-def frozen_networks(module: Distiller) -> list[FrozenTeacher]:
-    """The frozen teachers that answer beside the student."""
+def frozen_networks(module: Distiller) -> list[tuple[FrozenTeacher, nn.Module]]:
+    """The frozen teachers that answer beside the student, each with its network."""
     teacher = module.present_teacher
     members = teacher.members().values() if teacher is not None else ()
-    return [each for each in members if isinstance(each, FrozenTeacher) and each.network is not None]
+    frozen = [each for each in members if isinstance(each, FrozenTeacher)]
+    return [(each, each.network) for each in frozen if each.network is not None]
 
 
 def matches_features(module: Distiller) -> bool:
@@ -166,23 +167,21 @@ class Examiner(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the networks, while an average is still in the student's place."""
         assert isinstance(pl_module, Distiller)  # `on_test_start` has seen to it
-        student, shape = pl_module.student, self._images[0].shape[1:]
-        assert student is not None
-        teachers = frozen_networks(pl_module)
-        each = [self.profiler(teacher.network, teacher.image_shape) for teacher in teachers if teacher.network]
-        self._costs = self.profiler(student, tuple(shape)), together(each) if each else None
+        student, teachers = cast(nn.Module, pl_module.student), frozen_networks(pl_module)
+        channels, height, width = self._images[0].shape[1:]
+        each = [self.profiler(network, teacher.image_shape) for teacher, network in teachers]
+        self._costs = self.profiler(student, (channels, height, width)), together(each) if each else None
         if len(teachers) == 1 and matches_features(pl_module):
-            self._cka = self._compared(pl_module, student, teachers[0])
+            self._cka = self._compared(pl_module.fresh_student(), student, *teachers[0])
 
-    def _compared(self, module: Distiller, student: nn.Module, teacher: FrozenTeacher) -> Cka | None:
+    def _compared(self, before: nn.Module, after: nn.Module, teacher: FrozenTeacher, network: nn.Module) -> Cka | None:
         images = torch.cat(self._images)[:CKA_IMAGES].cpu().float()
-        network = copy.deepcopy(teacher.network).cpu().float() if teacher.network is not None else None
-        adapted = teacher.adapter(images)
-        found = [
-            stage_cka(each, network, images, adapted)
-            for each in (module.fresh_student(), copy.deepcopy(student).cpu().float())
-        ]
-        return Cka(*found) if None not in found else None
+        its_images, its_network = teacher.adapter(images), copy.deepcopy(network).cpu().float()
+        first, last = (
+            stage_cka(student, its_network, images, its_images)
+            for student in (before, copy.deepcopy(after).cpu().float())
+        )
+        return None if first is None or last is None else Cka(first, last)
 
     def examined(self) -> Examined:
         """What was seen.
@@ -199,7 +198,7 @@ class Examiner(pl.Callback):
             self._classes,
             torch.cat([each.batch.target for each in self._answers]),
             torch.cat([each.student for each in self._answers]),
-            None if first.teacher is None else torch.cat([each.teacher for each in self._answers]),
+            torch.cat(told) if (told := [each.teacher for each in self._answers if each.teacher is not None]) else None,
             {name: torch.cat([each.parts[name] for each in self._answers]) for name in first.parts},
             self._missed,
             [shown for _, shown in self._unsure],

@@ -15,7 +15,7 @@ FLAT_SPREAD = 1.25  # nats: a factor of 3.5 between typical wrong classes
 ONE_HOT_BITS = 0.1  # all wrong classes together have about one percent then
 CLOSE_RATIO = 1.5  # the pairs of the standard protocols have 1.9 (ResNet-34 to ResNet-18) and more
 FAR_RATIO = 10.0  # ResNet-110 to ResNet-8, which Mirzadeh et al. bridge by assistants, is 21
-FAR_AGREEMENT = 0.1  # who followed the teacher as well as the teacher the labels would be short by 0
+FAR_AGREEMENT = 0.1  # below the teacher's top-1, which is how often the teacher agrees with the labels
 FAR_KL = 1.0  # nats: what the teacher expects has e times less probability with the student
 
 
@@ -36,7 +36,7 @@ class Flag(NamedTuple):
 def spread_of_wrong(logits: Tensor) -> Tensor:
     """Standard deviation, in nats, of the log-probabilities of all classes but the largest; ``[M]`` for ``[M, C]``.
 
-    The same for all C >= 3 whatever the largest one has.
+    How much the largest one has does not matter; C >= 3.
     """
     ordered = logits.double().sort(dim=1).values
     return ordered[:, :-1].std(dim=1)

@@ -10,7 +10,6 @@ Run = tuple[str, Config]  # name or folder, and configuration
 Settings = Mapping[tuple[str, ...], str]  # where in a configuration -> what
 
 SEED = re.compile(r"(?:[-_. ]+(?:seed|s)?|seed)[-_. ]*\d+$")  # what tells the runs of one method apart
-STAMP = re.compile(r"\d{4}-")  # begins the name of a run that was given none
 
 
 def names_of(groups: Sequence[Sequence[Run]], settings: Sequence[Settings]) -> list[str]:
@@ -44,9 +43,10 @@ def _experiment(group: Sequence[Run]) -> str:
 
 
 def _seedless(group: Sequence[Run]) -> str:
-    """The name of the runs without the seed; empty if they have several, or it is a time stamp."""
+    """The name of the runs without the seed; empty if they have several, or it has no letter, as a time stamp."""
     found = {SEED.sub("", Path(run).name) for run, _ in group}
-    return "" if len(found) > 1 or STAMP.match(name := found.pop()) else name
+    name = found.pop()
+    return name if not found and any(map(str.isalpha, name)) else ""
 
 
 def _criteria(group: Sequence[Run]) -> str:

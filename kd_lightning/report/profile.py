@@ -51,7 +51,7 @@ class Profiler:
         """The profile of a network for images ``[C, H, W]``: of a copy, on the CPU and on a GPU where there is one."""
         key = str(network), image_shape
         if key not in self._known:
-            plain = copy.deepcopy(network).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
+            plain = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format).eval()
             devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
             times = {
                 f"{device}, batch {batch}": latency(plain, image_shape, batch, torch.device(device), self.seconds)

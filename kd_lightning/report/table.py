@@ -7,7 +7,7 @@ from rich.table import Table
 
 from kd_lightning.report.methods import Row, Statistic
 
-NOTHING = "–"
+NOTHING = "-"
 
 
 class TableData(NamedTuple):

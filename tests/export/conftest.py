@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from kd_lightning.cli.commands import run
 from kd_lightning.cli.looking import look
 from kd_lightning.distillers.evaluating import Answers
-from kd_lightning.export import Origin, Part, choose, recipes
+from kd_lightning.export import Origin, Part, choose, recipes, write
 from kd_lightning.export.choosing import names
 from kd_lightning.run_folder import RunFolder
 
@@ -50,6 +52,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, (config, options) in RUNS.items():
             train(name, config, options)
     return work
+
+
+@pytest.fixture(scope="session")
+def small() -> nn.Module:
+    """A small convolutional network for images of 1x8x8 pixels, with four classes."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def small_onnx(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That network as an ONNX file."""
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    write(Part("", small, None), "onnx", (1, 8, 8), 4, path)
+    return path
 
 
 class Taken(NamedTuple):

@@ -23,13 +23,17 @@ def make(tmp_path: Path) -> Any:
     """Makes an examined run from decisions on five images, whose labels are 0, 1, 2, 0, 1."""
 
     def made(
-        name: str, student: list[int], teacher: list[int] | None = None, best: float | None = None, **model: Any
+        name: str,
+        decisions: list[int],
+        teacher: list[int] | None = None,
+        best: float | None = None,
+        **model: Any,
     ) -> Examined:
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.metrics.write_text("step,epoch,train/loss,val/top1\n10,0,1.5,0.5\n20,1,1.0,0.6\n")
         scheme = "Classifier" if teacher is None else "OfflineDistiller"
-        init = {"student": {"name": "small", "kwargs": None}, **model}
+        init = {"student": {"name": "small", "kwargs": None}} | model
         return Examined(
             run=folder,
             config={
@@ -38,7 +42,7 @@ def make(tmp_path: Path) -> Any:
             },
             classes=["a", "b", "c"],
             target=torch.tensor([0, 1, 2, 0, 1]),
-            student=decided(student),
+            student=decided(decisions),
             teacher=None if teacher is None else decided(teacher),
             parts={},
             missed=[],

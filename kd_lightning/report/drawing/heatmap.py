@@ -102,8 +102,10 @@ def coarser(matrix: Tensor) -> Tensor:
 
 
 def write_cells(axes: Axes, image: AxesImage, matrix: Tensor, form: str, width: float) -> None:
-    """Write values > 0, black on bright cells and white on dark ones, if each fits into the width in px of a cell."""
-    texts = [[format(value, form) if value > 0 else "" for value in row] for row in matrix.tolist()]
+    """Write values other than 0, black on bright and white on dark cells, if each fits into the width in px of a cell."""
+    if width < LINE:
+        return
+    texts = [[format(value, form) if abs(value) > 0 else "" for value in row] for row in matrix.tolist()]  # not nan
     if width < 7 * max(len(text) for row in texts for text in row):
         return
     red, green, blue, _ = np.moveaxis(image.to_rgba(matrix.numpy()), -1, 0)

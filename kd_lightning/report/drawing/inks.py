@@ -1,7 +1,7 @@
 """Colours that stay apart for colour-blind readers, on a light and on a dark page."""
 
 from collections.abc import Iterable
-from itertools import product
+from itertools import cycle, product
 from typing import NamedTuple
 
 # Okabe, Ito, "Color Universal Design", 2008, without black and yellow, which one of the two pages swallows.
@@ -18,13 +18,6 @@ class Ink(NamedTuple):
 
 
 def inks(names: Iterable[str]) -> dict[str, Ink]:
-    """An ink for each name; dashes tell them apart where there are more names than colours.
-
-    Raises:
-        ValueError: for more names than inks.
-    """
-    different = list(dict.fromkeys(names))
-    all_inks = [Ink(colour, dashes) for dashes, colour in product(DASHES, COLOURS)]
-    if len(different) > len(all_inks):
-        raise ValueError(f"at most {len(all_inks)} lines can be told apart, got {len(different)}")
-    return dict(zip(different, all_inks, strict=False))
+    """An ink for each name: a colour for each of the first six, then dashes in these colours, and from 25 on again."""
+    all_inks = cycle(Ink(colour, dashes) for dashes, colour in product(DASHES, COLOURS))
+    return dict(zip(dict.fromkeys(names), all_inks, strict=False))

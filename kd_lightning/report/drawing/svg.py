@@ -1,7 +1,9 @@
 """The paper that all pictures are drawn on: SVG inside a page, with the page's own font and text colour."""
 
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
 
 from matplotlib import style
@@ -43,9 +45,17 @@ STYLE = {
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
+@contextmanager
+def any_script() -> Iterator[None]:
+    """Let matplotlib's font lack a letter: the browser's font writes the text."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        yield
+
+
 def inline(draw: Callable[[Figure], None], height: float) -> str:
     """An ``<svg>`` element of `WIDTH` by ``height`` px, of what ``draw`` puts on a figure with one point a pixel."""
-    with style.context(STYLE, after_reset=True):  # so that a matplotlibrc is no part of the picture
+    with any_script(), style.context(STYLE, after_reset=True):  # a matplotlibrc is no part of the picture
         figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
         draw(figure)
         written = StringIO()
@@ -79,4 +89,5 @@ def shortened(name: str, length: int = 16) -> str:
 def room(names: Sequence[str], weight: str = "normal") -> float:
     """Width in px that the longest of the names takes beside an axis, at the size of a tick's label."""
     font = FontProperties(family="DejaVu Sans", size=TICK, weight=weight)  # matplotlib's own
-    return 6 + max(text_to_path.get_text_width_height_descent(name, font, ismath=False)[0] for name in names)
+    with any_script():
+        return 6 + max(text_to_path.get_text_width_height_descent(name, font, ismath=False)[0] for name in names)

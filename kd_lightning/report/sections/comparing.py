@@ -15,8 +15,8 @@ def accuracy(comparison: Comparison) -> Iterable[Section]:
     yield Section(
         "Figures",
         "Top-1 of the test images, mean ± standard deviation over the seeds. Agreement and KL(teacher ‖ student), at "
-        "T = 1, are those with the run's own teacher; the gap is that between the student alone and the teacher. ECE is "
-        "the expected calibration error over 15 bins.\n\n"
+        "T = 1, are those with the run's own teacher; the gap is that between the student alone and the teacher. ECE "
+        "is the expected calibration error over 15 bins.\n\n"
         "Latency is the median of repeated answers, on this machine.",
         tables=[reached(comparison.rows), costs(comparison.rows)],
     )
@@ -26,10 +26,8 @@ def differences(comparison: Comparison) -> Iterable[Section]:
     """How far methods that train the same student are apart."""
     found = comparison.differences
     if found:
-        names = [f"{each.first} − {each.second}" for each in found]
-        points = [
-            (100 * each.interval.difference, 100 * each.interval.low, 100 * each.interval.high) for each in found
-        ]
+        names = [f"{each.first} less {each.second}" for each in found]
+        points = [(100 * each.interval.difference, 100 * each.interval.low, 100 * each.interval.high) for each in found]
         picture = Picture(
             drawing.intervals(names, points, "difference in top-1, percentage points"),
             "95 % confidence intervals: " + "; ".join(sorted({each.interval.how for each in found})) + ".",

@@ -34,7 +34,7 @@ def calibration(methods: Sequence[Method]) -> Iterable[Section]:
 
 def against_teacher(methods: Sequence[Method]) -> Iterable[Section]:
     """Where student and teacher decide differently, and which classes gain or lose by it."""
-    pictures = []
+    pictures: list[Picture] = []
     for method in methods:
         run = method.runs[0]
         if run.teacher is None:
@@ -52,8 +52,8 @@ def against_teacher(methods: Sequence[Method]) -> Iterable[Section]:
             ),
             Picture(
                 drawing.bars(gains, run.classes, "points over the teacher"),
-                f"{method.name}: accuracy of each class, less the teacher's; {int(changed.gained.sum())} images gained, "
-                f"{int(changed.lost.sum())} lost",
+                f"{method.name}: accuracy of each class, less the teacher's; {int(changed.gained.sum())} images "
+                f"gained, {int(changed.lost.sum())} lost",
                 f"Gains and losses of {method.name} against its teacher by class",
             ),
         ]
@@ -63,7 +63,7 @@ def against_teacher(methods: Sequence[Method]) -> Iterable[Section]:
 
 def missed(methods: Sequence[Method]) -> Iterable[Section]:
     """Images that the student gets wrong and the teacher right."""
-    galleries = []
+    galleries: list[Gallery] = []
     for method in methods:
         run = method.runs[0]
         tiles = [

@@ -14,7 +14,8 @@ TEMPERATURES = (1.0, 4.0)
 
 
 def _tile(run: Examined, shown: Shown) -> Tile:
-    logits = {"student": shown.student} if shown.teacher is None else {"teacher": shown.teacher, "student": shown.student}
+    logits = {} if shown.teacher is None else {"teacher": shown.teacher}
+    logits["student"] = shown.student
     picture = Picture(
         drawing.soft_targets(logits, run.classes, shown.target, TEMPERATURES),
         "The label is bold.",

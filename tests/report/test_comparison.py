@@ -1,0 +1,66 @@
+"""What a report says of runs, before it is drawn."""
+
+import json
+from typing import Any
+
+import pytest
+
+from kd_lightning.report.comparison import compare, difference, temperature_of
+from kd_lightning.report.methods import Method
+
+RIGHT = [0, 1, 2, 0, 1]
+
+
+def seeded(run: Any, seed: int) -> Any:
+    return run._replace(config={**run.config, "seed_everything": seed})
+
+
+def test_runs_that_differ_in_their_seed_are_one_method(make: Any) -> None:
+    alone = [seeded(make(f"alone-seed{seed}", [0, 1, 2, 1, seed]), seed) for seed in (0, 1)]
+    kd = [seeded(make(f"kd-seed{seed}", [0, 1, 2, 0, 2 - seed], RIGHT), seed) for seed in (0, 1)]
+    report = compare([*alone, *kd])
+    assert [(row.method.name, len(row.method.runs)) for row in report.rows] == [("alone", 2), ("kd", 2)]
+    (apart,) = report.differences
+    assert (apart.first, apart.second) == ("kd", "alone")
+    assert apart.interval.difference == pytest.approx((0.8 + 1.0) / 2 - (0.6 + 0.8) / 2)
+    assert "seeds" in apart.interval.how
+
+
+def test_students_that_differ_are_not_set_against_each_other(make: Any) -> None:
+    report = compare([make("small", RIGHT), make("large", RIGHT, student={"name": "large"})])
+    assert report.differences == []
+    assert list(report.tables()) == ["What it reaches", "What it costs"]
+
+
+def test_single_runs_are_compared_over_their_images(make: Any) -> None:
+    one, other = Method("one", [make("one", RIGHT)]), Method("other", [make("other", [0, 1, 2, 1, 2])])
+    found = difference(one, other)
+    assert found is not None
+    assert found.interval.difference == pytest.approx(0.4)
+    assert "images" in found.interval.how
+    shorter = other.runs[0]._replace(target=other.runs[0].target[:4])
+    assert difference(one, Method("other", [shorter])) is None
+
+
+def test_what_is_written_is_complete(make: Any) -> None:
+    report = compare([make("alone", [0, 1, 2, 1, 2]), make("kd", [0, 1, 2, 0, 2], RIGHT)])
+    plain = json.loads(json.dumps(report.as_json()))
+    assert list(plain["methods"]) == ["alone", "kd"]
+    assert plain["differences"][0]["first"] == "kd"
+    assert plain["flags"]["kd"][0]["name"] == "teacher close to the student"
+    text = report.as_markdown()
+    assert text.index("## What it reaches") < text.index("## What it costs") < text.index("## Worth a look")
+    assert "| kd | 1 | 80.00 |" in text
+
+
+@pytest.mark.parametrize(
+    ("criteria", "expected"),
+    [
+        (None, None),
+        ({"ce": {"loss": "CrossEntropy"}}, None),
+        ({"ce": {"loss": {"class_path": "CrossEntropy"}}, "kd": {"loss": {"init_args": {"temperature": 4}}}}, 4.0),
+        ({"kd": {"loss": {"init_args": {"temperature": {"class_path": "Learnt"}}}}}, None),
+    ],
+)
+def test_the_temperature_is_that_of_a_term_that_states_one(criteria: Any, expected: float | None) -> None:
+    assert temperature_of({"model": {"init_args": {"criteria": criteria}}}) == expected
