@@ -11,6 +11,7 @@ from kd_lightning.batch import Batch, as_batch
 from kd_lightning.datamodules import ImageDataModule, ImageFolderDataModule
 from kd_lightning.datamodules.borrowed import BorrowedDataModule
 from kd_lightning.datamodules.in_memory import InMemoryDataModule
+from kd_lightning.datamodules.plan import EpochPlan
 from kd_lightning.export import Preprocessing
 from kd_lightning.models import Views
 
@@ -48,16 +49,17 @@ def test_batches(trainer: pl.Trainer) -> Iterator[Batch]:
 
 
 def training_images(data: object, count: int) -> Iterator[Tensor]:
-    """So many training images as the test would show them, in batches.
+    """So many training images, evenly spread over the training set, as the test would show them, in batches.
 
     Raises:
         ValueError: if the data module does not offer them.
     """
     if not isinstance(data, ImageDataModule):
         raise ValueError(f"--int8 static needs a datamodule of this package, got {type(data).__name__}: take dynamic")
-    for batch in data.loader("train", data.plan("train", False), torch.device("cpu")):
+    rows = data.training_rows()
+    spread = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()
+    plan = EpochPlan(rows[spread], data.eval_batch_size, seed=0, train=False)
+    for batch in data.loader("train", plan, torch.device("cpu")):
         if "default" not in batch.images:
             raise ValueError(f"--int8 static needs training images, {type(data).__name__} has none: take dynamic")
-        yield batch.image[:count]
-        if (count := count - len(batch)) <= 0:
-            return
+        yield batch.image

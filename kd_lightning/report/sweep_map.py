@@ -6,15 +6,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kd_lightning.report.drawing.heatmap import write_cells
 from kd_lightning.report.table import TableData
 
-SIDE, DPI = 5.0, 120  # of a panel: inches
+SIDE, DPI = 5.0, 120  # inches of a panel
 
 
 class Point(NamedTuple):
@@ -79,7 +79,10 @@ def draw_map(axes: Axes, matrix: Tensor, rows: Sequence[str], columns: Sequence[
     image = axes.imshow(matrix, aspect="auto", cmap="viridis", vmin=ends[0], vmax=ends[1], origin="lower")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    write_cells(axes, image, matrix, ".4f", SIDE * 72 / len(columns))
+    for (row, column), value in np.ndenumerate(matrix.numpy()):
+        if not np.isnan(value):
+            bright = value > sum(ends) / 2  # viridis ends in yellow
+            axes.text(column, row, f"{value:.4f}", ha="center", va="center", color="black" if bright else "white")
     return image
 
 
@@ -107,8 +110,8 @@ def draw_sweep(points: Sequence[Point], metric: str, path: Path) -> None:
             axes.set_ylabel(metric)
         else:
             (up, rows), (across, columns) = ((name, names[name]) for name in first)
-            matrix, words = means(here, (up, rows), (across, columns)), (list(map(str, v)) for v in (rows, columns))
-            image = draw_map(axes, matrix, *words, (min(reached), max(reached)))
+            matrix = means(here, (up, rows), (across, columns))
+            image = draw_map(axes, matrix, list(map(str, rows)), list(map(str, columns)), (min(reached), max(reached)))
             axes.set(xlabel=across, ylabel=up)
         axes.set_title(", ".join(f"{name} = {value}" for name, value in fixed.items()))
     if len(first) == 2:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from kd_lightning.cli.commands import of_run, resumed, run, run_of, said, taken
+from kd_lightning.cli.commands import of_run, resumed, run, run_of, said, taken, with_configs
 from kd_lightning.run_folder import RunFolder
 
 TEACHER = Path(__file__).parents[2] / "configs/digits/supervised/teacher.yaml"
@@ -56,6 +56,15 @@ def test_taken() -> None:
     assert taken(line, "--allow") == []
     with pytest.raises(ValueError, match="--allow needs a value"):
         taken(["fit", "--allow"], "--allow")
+
+
+def test_a_configuration_of_the_package_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, file = "digits/supervised/teacher.yaml", str(TEACHER)
+    line = ["fit", "--config", name, "-c", f"configs/{name}", f"--config={name}", "--run", name, "--config"]
+    assert with_configs(line) == ["fit", "--config", file, "-c", file, f"--config={file}", "--run", name, "--config"]
+    with pytest.raises(FileNotFoundError, match=r"no configuration techer\.yaml: did you mean .*teacher\.yaml"):
+        with_configs(["fit", "--config", "techer.yaml"])
 
 
 def test_the_run_that_is_meant(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from kd_lightning.run_folder import RunFolder
 
 CONFIGS = Path(__file__).parents[2] / "configs/digits"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
-SHORT = ("--trainer.max_epochs=2", "--trainer.limit_val_batches=1")
+SHORT = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1")
 TEACHER = ("--model.teacher.init_args.network.weights=runs/e/teacher", "--model.teacher.init_args.check=false")
 VIT = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 3, "num_heads": 2}
 
@@ -36,7 +36,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("teacher", "supervised/teacher.yaml", ()),
             ("vit", "supervised/vit.yaml", ()),
             ("kd", "offline/kd.yaml", TEACHER),
-            ("dml", "online/dml.yaml", ("--trainer.limit_train_batches=2",)),
+            ("dml", "online/dml.yaml", ()),
         ):
             named = ("--experiment", "e", "--run", name)
             assert run(["fit", "--config", str(CONFIGS / config), *named, *QUIET, *SHORT, *options]) == 0
@@ -104,7 +104,7 @@ def test_what_stands_beside_the_file(tmp_path: Path) -> None:
         f"- teacher: `cifar_resnet8`, test top-1 {results['test/teacher_top1']:.4f}",
         f"| test/top1 | {results['test/top1']:.4f} |",
         "pip install kd-lightning",
-        "- epochs: 2",
+        "- epochs: 1",
     ):
         assert said in card
     front = yaml.safe_load(card.split("---\n")[1])

@@ -31,20 +31,21 @@ def test_the_classes() -> None:
     assert classes_of(None, 2) == ["0", "1"]
 
 
-def test_training_images_are_shown_as_in_the_test() -> None:
-    data = DigitsDataModule(global_batch_size=100)
+def test_training_images_of_all_of_the_set_are_shown_as_in_the_test() -> None:
+    data = DigitsDataModule(global_batch_size=100, val_fraction=0.0)
     data.setup()
     images = torch.cat(list(training_images(data, 150)))
     assert images.shape == (150, 1, 8, 8)
     store = data.store("train", torch.device("cpu"))
-    first = (store.packed[0].float() / 255 - data.mean[0]) / data.std[0]
-    torch.testing.assert_close(images[0, 0], first)
+    for image, row in ((images[0, 0], 0), (images[-1, 0], len(store.target) - 1)):
+        torch.testing.assert_close(image, (store.packed[row].float() / 255 - data.mean[0]) / data.std[0])
+    assert len(torch.cat(list(training_images(data, 10**6)))) == len(store.target)
 
 
 def test_where_there_are_no_training_images() -> None:
     with pytest.raises(ValueError, match="needs a datamodule of this package, got int: take dynamic"):
         next(training_images(3, 1))
-    data = NoTrainingImages(DigitsDataModule(), steps_per_epoch=2)
+    data = NoTrainingImages(DigitsDataModule(val_fraction=0.0), steps_per_epoch=2)
     data.setup("test")
     with pytest.raises(ValueError, match="needs training images, NoTrainingImages has none: take dynamic"):
         next(training_images(data, 1))

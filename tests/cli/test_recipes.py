@@ -199,3 +199,12 @@ def test_other_weights_are_left_alone(config: Path) -> None:
     of_run = stated("last.ckpt")
     resolve_recipes(of_run, [config], replace=True)
     assert teacher_of(of_run).network["weights"] == "last.ckpt"
+
+
+def test_the_packages_own_are_found_from_anywhere(config: Path) -> None:
+    packaged = Path(__file__).parents[2] / "configs/digits/supervised/wide_teacher.yaml"
+    assert found_config("configs/digits/supervised/wide_teacher.yaml", [config]) == packaged
+    with pytest.raises(
+        FileNotFoundError, match=r"weights\.recipe: .* did you mean digits/supervised/wide_teacher\.yaml"
+    ):
+        found_config("configs/digits/supervised/wider_teacher.yaml", [config])

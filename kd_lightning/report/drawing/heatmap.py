@@ -102,7 +102,7 @@ def coarser(matrix: Tensor) -> Tensor:
 
 
 def write_cells(axes: Axes, image: AxesImage, matrix: Tensor, form: str, width: float) -> None:
-    """Write values other than 0, black on bright and white on dark cells, if each fits into the width in px of a cell."""
+    """Write the values other than 0, black on bright and white on dark cells, if each fits into a cell's width (px)."""
     if width < LINE:
         return
     texts = [[format(value, form) if abs(value) > 0 else "" for value in row] for row in matrix.tolist()]  # not nan

@@ -1,6 +1,7 @@
-"""The page of a comparison."""
+"""The document: what the page of a comparison has, from headlines to footer."""
 
-from kd_lightning import __version__
+from importlib import metadata
+
 from kd_lightning.report.comparison import Comparison
 from kd_lightning.report.methods import Row
 from kd_lightning.report.page import Callout, Headline, Report, page
@@ -55,7 +56,7 @@ def as_page(comparison: Comparison) -> str:
             headlines(list(comparison.rows)),
             [Callout(f"{name}: {flag.name}.", flag.said) for name, found in comparison.flags.items() for flag in found],
             sections,
-            footer=f"Made by kd-lightning {__version__} of "
+            footer=f"Made by kd-lightning {metadata.version('kd_lightning')} of "
             + ", ".join(str(run.run.path) for method in methods for run in method.runs),
         )
     )
