@@ -71,7 +71,7 @@ def teachers(module: pl.LightningModule, metrics: Mapping[str, Any]) -> dict[str
     found = {}
     teacher = module.present_teacher
     if isinstance(module, BornAgainDistiller):
-        found["teachers"] = f"of {module.generations} generations each the one before"
+        found["teachers"] = f"the generation before, of {module.generations}"
         teacher = module.succession.first
     if teacher is None:
         return found

@@ -104,11 +104,11 @@ class Exporter(pl.Callback):
         part = export.choose(
             export.Origin(module, networks, wanted.run.path, views.image_shape[0], self._top1), wanted.part
         )
-        images = self._checked(part)
-        with export.filling(wanted.output.parent) as folder, torch.no_grad():
+        images, expected = self._checked(part)
+        with export.filling(wanted.output.parent) as folder:
             file = folder / wanted.output.name
             answer = export.write(part, wanted.format, views.image_shape, len(classes), file)
-            agreement = export.compare(answer(images), part.network(images)).required(file.name)
+            agreement = export.compare(export.answered(answer, images), expected).required(file.name)
             self.facts = export.Facts(
                 file=file.name,
                 format=wanted.format,
@@ -128,15 +128,15 @@ class Exporter(pl.Callback):
             self._describe(folder)
             self.files = [file.name, *sorted(each.name for each in folder.iterdir() if each != file)]
 
-    def _checked(self, part: export.Part) -> Tensor:
-        """The images that were seen, if the part answers them as the run did; in rounding they differ."""
+    def _checked(self, part: export.Part) -> tuple[Tensor, Tensor]:
+        """The images that were seen and what the part answers, if that is what the run did but for rounding."""
         images = torch.cat([answers.batch.image for answers in self._seen])[:IMAGES]
         said = torch.cat([answers.parts.get(part.name, answers.student) for answers in self._seen])[:IMAGES]
-        with torch.no_grad():
-            agreement = export.compare(part.network(images), said)
+        alone = export.answered(part.network, images)
+        agreement = export.compare(alone, said)
         if not agreement.close:
             raise ValueError(f"the network {part.name or 'of the run'} answers otherwise alone than in it: {agreement}")
-        return images
+        return images, alone
 
     def _quantised(self, mode: export.Mode, file: Path, answer: export.Answer, trainer: pl.Trainer) -> export.Int8:
         count = self.wanted.calibration_images

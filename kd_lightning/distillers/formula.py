@@ -99,7 +99,8 @@ def formulas_of(model: Mapping[str, Any]) -> dict[str, str]:
         "generator": given.get("generator_criteria"),
     }
     for name, peer in peers.items():
-        found |= {name: peer.get("criteria"), f"{name}'s branches": peer.get("branch_criteria")}
+        of_branches = peer.get("branch_criteria")
+        found |= {f"loss of {name}": peer.get("criteria"), f"loss of {name}'s branches": of_branches}
     if str(model["class_path"]).rpartition(".")[2] == "Classifier":
         found["loss"] = {"ce": {"loss": given.get("loss") or "CrossEntropy"}}
     return {name: formula_of(terms) for name, terms in found.items() if terms}

@@ -1,6 +1,6 @@
 """A finished run's network in a file that others read without this package, and its model card."""
 
-from kd_lightning.export.agreement import Agreement, Answer, compare, top1
+from kd_lightning.export.agreement import Agreement, Answer, answered, compare, top1
 from kd_lightning.export.card import Facts, card
 from kd_lightning.export.choosing import Origin, choose
 from kd_lightning.export.folder import CARD, CLASSES, CONFIG, PREPROCESSING, check_folder, filling, push
@@ -25,6 +25,7 @@ __all__ = [
     "Origin",
     "Part",
     "Preprocessing",
+    "answered",
     "card",
     "check_folder",
     "choose",

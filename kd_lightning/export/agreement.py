@@ -9,6 +9,7 @@ from torch import Tensor
 from kd_lightning.batch import Batch
 
 Answer = Callable[[Tensor], Tensor]
+AT_A_TIME = 64  # images
 CLOSE = 1e-3  # of the largest logit: far above rounding, far below another network
 
 
@@ -44,6 +45,12 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.same} of {self.images} decisions the same, logits differ by {self.difference:.2g} at most"
+
+
+@torch.no_grad()
+def answered(answer: Answer, images: Tensor) -> Tensor:
+    """Logits ``[N, K]`` to images ``[N, C, H, W]``, asked a few at a time."""
+    return torch.cat([answer(few) for few in images.split(AT_A_TIME)])
 
 
 def compare(answers: Tensor, expected: Tensor) -> Agreement:

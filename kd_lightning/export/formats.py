@@ -63,7 +63,7 @@ def write(part: Part, format: Format, image_shape: tuple[int, ...], num_classes:
 def _safetensors(part: Part, num_classes: int, in_chans: int, path: Path) -> Answer:
     if part.combined:
         raise ValueError(
-            f"--part {part.name or 'of the student'} cannot be a state dict: {part.combined}; "
+            f"{f'part {part.name}' if part.name else 'the student'} cannot be a state dict: {part.combined}; "
             "take --format onnx or torch_export"
         )
     save_weights(part.network, path)

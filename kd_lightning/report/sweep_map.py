@@ -76,7 +76,7 @@ def draw_line(axes: Axes, points: Sequence[Point], name: str) -> None:
 
 def draw_map(axes: Axes, matrix: Tensor, rows: Sequence[str], columns: Sequence[str], ends: tuple[float, float]) -> Any:
     """A matrix ``[R, C]`` as colours between two ends, with its values; nan leaves a cell empty."""
-    image = axes.imshow(matrix, aspect="auto", cmap="viridis", vmin=ends[0], vmax=ends[1], origin="lower")
+    image = axes.imshow(matrix.numpy(), aspect="auto", cmap="viridis", vmin=ends[0], vmax=ends[1], origin="lower")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     for (row, column), value in np.ndenumerate(matrix.numpy()):

@@ -58,7 +58,7 @@ def test_safetensors_is_the_state_dict_that_the_recipe_takes(tmp_path: Path) -> 
 
 def test_an_ensemble_is_no_state_dict(small: nn.Module, tmp_path: Path) -> None:
     part = Part("ensemble_2", small, None, "it is the answer of 2 networks together")
-    said = "--part ensemble_2 cannot be a state dict: it is the answer of 2 networks together; take --format onnx or"
+    said = "part ensemble_2 cannot be a state dict: it is the answer of 2 networks together; take --format onnx or"
     with pytest.raises(ValueError, match=said):
         write(part, "safetensors", (1, 8, 8), 4, tmp_path / "a.safetensors")
 

@@ -84,7 +84,7 @@ def heatmap(matrix: Tensor, rows: Sequence[str], columns: Sequence[str], sides: 
         write_cells(axes, image, matrix, look.cells, width / len(columns))
         bar = figure.colorbar(image, cax=panel(figure, left, below, width, 8), orientation="horizontal")
         bar.outline.set_visible(False)
-        bar.ax.xaxis.set_major_locator(MaxNLocator(5))
+        bar.ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         bar.set_label(look.label)
 
     return inline(draw, below + 48)

@@ -47,7 +47,7 @@ def test_of_many_classes_every_kth_has_a_label_and_no_cell_a_value() -> None:
     assert labels[: len(labels) // 2] == labels[len(labels) // 2 :]  # rows as columns
     assert 12 <= len(labels) // 2 <= 20
     assert "class 0" in labels
-    assert shown.count("1") == 1  # of the scale
+    assert len(shown) - len(labels) < 12  # the three words and the scale
 
 
 def test_confusion_leaves_out_where_both_agree_and_leaves_its_counts_alone() -> None:

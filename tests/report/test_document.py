@@ -1,0 +1,58 @@
+"""The document of a comparison: which sections it has, and what stands in them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kd_lightning.report import as_page, compare
+from kd_lightning.report.examined import Cka, Shown
+
+RIGHT = [0, 1, 2, 0, 1]
+ALWAYS = ["Figures", "Learning curves", "Calibration"]
+TAUGHT = ["Differences", "Student against teacher", "Dark knowledge"]
+
+
+def titles(page: str) -> list[str]:
+    return [part.partition("</h2>")[0] for part in page.split("<h2>")[1:]]
+
+
+@pytest.fixture
+def shown() -> Shown:
+    image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
+    return Shown(3, image, 0, torch.tensor([0.0, 5.0, 0.0]), torch.tensor([5.0, 0.0, 0.0]))
+
+
+def test_without_a_teacher_nothing_is_said_of_one(make: Any) -> None:
+    page = as_page(compare([make("alone", [0, 1, 2, 1, 2])]))
+    assert titles(page) == ALWAYS
+    assert "gap recovered" not in page.partition("<h2>")[0]
+
+
+def test_everything_that_is_known_is_shown(make: Any, shown: Shown) -> None:
+    cka = Cka(torch.tensor([[0.125, 0.25]]), torch.tensor([[0.5, 0.75]]))
+    kd = make("kd", [0, 1, 2, 1, 2], RIGHT)._replace(missed=[shown], unsure=[shown], cka=cka)
+    page = as_page(compare([make("alone", [0, 1, 0, 1, 2]), kd]))
+    assert sorted(titles(page)) == sorted(
+        [*ALWAYS, *TAUGHT, "What the student gets wrong and the teacher right", "Features"]
+    )
+    head = page.partition("<h2>")[0]
+    assert "60.00 %" in head
+    assert "33%" in head, "(0.6 - 0.4) / (1 - 0.4)"
+    assert "10.0x" in head
+    assert "teacher far from the student" in head
+    assert page.count("<img") == 2
+    for text in ("test image 3", "student: b", "T = 4", "before the training", "0.75"):
+        assert text in page
+
+
+def test_a_teacher_of_several_methods_is_shown_once(make: Any, shown: Shown) -> None:
+    page = as_page(compare([make(name, [0, 1, 2, 1, 2], RIGHT, loss=name) for name in ("kd", "dkd")]))
+    assert page.count("Class similarity in the teacher") == 1
+    assert "teacher of kd, dkd" in page
+
+
+def test_names_are_shown_as_they_are(make: Any) -> None:
+    page = as_page(compare([make("<b>", RIGHT)._replace(classes=["a & b", "<i>", "c"])]))
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
