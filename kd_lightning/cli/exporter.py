@@ -139,11 +139,12 @@ class Exporter(pl.Callback):
         return images, alone
 
     def _quantised(self, mode: export.Mode, file: Path, answer: export.Answer, trainer: pl.Trainer) -> export.Int8:
-        count = self.wanted.calibration_images
         before = export.top1(answer, test_batches(trainer))
-        calibration = training_images(cast(Any, trainer).datamodule, count) if mode == "static" else ()
+        data, count = cast(Any, trainer).datamodule, self.wanted.calibration_images
+        calibration = list(training_images(data, count)) if mode == "static" else []
         export.to_int8(file, mode, calibration)
-        return export.Int8(mode, before, export.top1(export.onnx_answer(file), test_batches(trainer)), count)
+        after = export.top1(export.onnx_answer(file), test_batches(trainer))
+        return export.Int8(mode, before, after, sum(map(len, calibration)))
 
     def _describe(self, folder: Path) -> None:
         facts = self.facts

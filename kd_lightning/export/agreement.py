@@ -50,7 +50,7 @@ class Agreement(NamedTuple):
 @torch.no_grad()
 def answered(answer: Answer, images: Tensor) -> Tensor:
     """Logits ``[N, K]`` to images ``[N, C, H, W]``, asked a few at a time."""
-    return torch.cat([answer(few) for few in images.split(AT_A_TIME)])
+    return torch.cat([answer(few) for few in torch.split(images, AT_A_TIME)])
 
 
 def compare(answers: Tensor, expected: Tensor) -> Agreement:

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_sweep_of_the_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep_runs.subprocess, "run", in_this_process)
+    monkeypatch.setattr(sweep_runs, "subprocess", SimpleNamespace(run=in_this_process, STDOUT=subprocess.STDOUT))
     line = ["sweep", str(sweep_file(tmp_path)), "--seeds=0", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
     assert run(line) == 0
     results = json.loads(Path("runs/rates/results.json").read_text())

@@ -95,11 +95,11 @@ def test_checkpoints_of_an_offline_run_are_refused_as_artifacts_of_lightnings(mo
         identified(logger(log_model="all"))
 
 
-def lightnings(name: str, **stated: Any) -> Namespace:
+def lightnings(kind: str, **stated: Any) -> Namespace:
     """A logger as the parser leaves it: with Lightning's defaults."""
-    made = getattr(loggers, name)
+    made = getattr(loggers, kind)
     defaults = {key: each.default for key, each in signature(made.__init__).parameters.items() if key != "self"}
-    return Namespace(class_path=f"lightning.pytorch.loggers.{name}", init_args=Namespace(**(defaults | stated)))
+    return Namespace(class_path=f"lightning.pytorch.loggers.{kind}", init_args=Namespace(**(defaults | stated)))
 
 
 def test_tensorboards_files_are_in_the_runs_folder() -> None:
