@@ -13,10 +13,11 @@ def configs() -> dict[str, Path]:
 
 
 def nearest(name: str, known: list[str]) -> list[str]:
-    """Up to three names that ``name`` was probably meant to be: those of the same file first."""
-    file = PurePath(name).stem
-    same = [each for each in known if PurePath(each).stem == file]
-    return [*same, *(each for each in difflib.get_close_matches(name, known) if each not in same)][:3]
+    """Up to three names that ``name`` was probably meant to be: those of a file that is called alike first."""
+    files = {each: PurePath(each).stem for each in known}
+    alike = difflib.get_close_matches(PurePath(name).stem, set(files.values()), cutoff=0.8)
+    meant = [each for file in alike for each in known if files[each] == file]
+    return list(dict.fromkeys([*meant, *difflib.get_close_matches(name, known)]))[:3]
 
 
 def found(name: str | Path) -> Path:

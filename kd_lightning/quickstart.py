@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 
 from kd_lightning import packaged

@@ -47,6 +47,7 @@ def test_a_file_of_the_working_folder_comes_first() -> None:
         ("cifar100/offline/resnet56_resnet20.yaml", "cifar100/offline/kd_resnet56_resnet20.yaml"),
         ("configs/digits/ofline/kd.yaml", "digits/offline/kd.yaml"),
         ("digits/offline/kd", "digits/offline/kd.yaml"),
+        ("wide_techer.yaml", "digits/supervised/wide_teacher.yaml"),
     ],
 )
 def test_an_unknown_name_gives_the_nearest(name: str, near: str) -> None:

@@ -60,4 +60,4 @@ class Speed:
         self.count, self.seconds = kept * self.count + count, kept * self.seconds + seconds
 
     def __str__(self) -> str:
-        return f"{self.count / self.seconds:,.0f} images/s" if self.count else ""
+        return f"{self.count / self.seconds:,.0f} images/s" if self.count and self.seconds else ""

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ckpt", choices=["last", "best"], default="last", help="which checkpoint; last by default")
     made.add_argument("--part", metavar="NAME", help="a head, peer, branch, exit or generation; best: the best peer")
     made.add_argument("--int8", choices=["dynamic", "static"], help="8-bit weights; for onnx")
-    made.add_argument("--calibration_images", type=int, metavar="N", help="training images for static; 256 by default")
+    made.add_argument("--calibration_images", type=int, metavar="N", help="training images for static; 512 by default")
     made.add_argument("--push_to_hub", "--push-to-hub", metavar="REPO_ID", help="also bring it to the Hugging Face hub")
     made.add_argument("--license", help="of the weights, as apache-2.0; unknown by default")
     return made

@@ -17,11 +17,12 @@ from kd_lightning.datamodules import ImageDataModule
 from kd_lightning.distillers import Distiller
 from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.evaluating import Answers
+from kd_lightning.distillers.formula import formulas_of
 from kd_lightning.models.peer_weights import TOP1
 from kd_lightning.run_folder import RunFolder
 from kd_lightning.whole_file import write_json, write_text
 
-IMAGES = 256  # of the test set, on which an export is compared with its network
+IMAGES = 512  # of the test set, on which an export is compared with its network
 
 
 class Wanted(NamedTuple):
@@ -117,7 +118,7 @@ class Exporter(pl.Callback):
                 classes=classes,
                 preprocessing=preprocessing_of(data, views),
                 scheme=stated["class_path"].rpartition(".")[2],
-                formulas=dict(export.formulas(init_args)),
+                formulas=formulas_of(stated),
                 teachers=list(export.networks(init_args.get("teacher"))),
                 figures=figures_of(wanted.run, wanted.ckpt),
                 training=json.loads(wanted.run.record.read_text()) if wanted.run.record.is_file() else {},

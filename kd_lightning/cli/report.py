@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rich.console import Console
 
@@ -75,6 +75,7 @@ def examined(run: RunFolder, ckpt: str, profiler: Profiler, options: Sequence[st
     found, best = examiner.examined(), run.best()
     if best is None:
         return found
+    cast(Any, door.trainer).callbacks.remove(examiner)  # it has seen what it came for
     with quiet():
         figures = door.trainer.test(door.model, datamodule=door.datamodule, ckpt_path=best, verbose=False)
     return found._replace(best_top1=figures[0]["test/top1"])

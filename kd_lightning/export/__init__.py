@@ -6,9 +6,9 @@ from kd_lightning.export.choosing import Origin, choose
 from kd_lightning.export.folder import CARD, CLASSES, CONFIG, PREPROCESSING, check_folder, filling, push
 from kd_lightning.export.formats import FORMATS, Format, onnx_answer, require, write
 from kd_lightning.export.int8 import Int8, Mode, to_int8
-from kd_lightning.export.method import formulas, networks
 from kd_lightning.export.part import Part, recipes
 from kd_lightning.export.preprocessing import Preprocessing, is_timms, timm_config
+from kd_lightning.export.taught_by import networks
 
 __all__ = [
     "CARD",
@@ -31,7 +31,6 @@ __all__ = [
     "choose",
     "compare",
     "filling",
-    "formulas",
     "is_timms",
     "networks",
     "onnx_answer",

@@ -29,7 +29,7 @@ class Facts(NamedTuple):
         classes: Names of the classes.
         preprocessing: Of the images.
         scheme: Class of the run's model.
-        formulas: Place in the configuration -> criteria.
+        formulas: Who learns -> the formula of its loss.
         teachers: Names of their networks.
         figures: Of the run's test, ``test/...``; empty if this checkpoint was not tested.
         training: The run's record: seed, epochs, versions, commit.

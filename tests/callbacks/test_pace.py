@@ -56,6 +56,9 @@ def test_images_are_those_of_the_batch_whatever_it_is() -> None:
 def test_a_steady_speed_is_shown_as_it_is() -> None:
     speed = Speed()
     assert str(speed) == ""
+    speed.add(128, 0.0)  # by a coarse clock
+    assert str(speed) == ""
+    speed = Speed()
     for _ in range(1000):
         speed.add(128, 0.05)
     assert str(speed) == "2,560 images/s"

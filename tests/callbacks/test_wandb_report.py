@@ -90,7 +90,9 @@ def test_after_a_training_both_headlines_and_both_checkpoints_are_told(tmp_path:
     best = trainer.checkpoint_callbacks[0].best_model_score  # type: ignore[attr-defined]
     last = trainer.callback_metrics["val/top1"]
     assert run.summary == {"val/top1.best": float(best), "val/top1.last": float(last)}
-    assert run.config == {"teachers": {"teacher": {"weights": fingerprint(teacher), "dtype": "None", "classes": "None"}}}
+    assert run.config == {
+        "teachers": {"teacher": {"weights": fingerprint(teacher), "dtype": "None", "classes": "None"}}
+    }
     assert {alias: sorted(files) for alias, files in run.artifacts.items()} == {
         "best": ["best.ckpt", "student.safetensors"],
         "last": ["last.ckpt", "student.safetensors"],

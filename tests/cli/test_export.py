@@ -73,7 +73,7 @@ def test_a_timm_student_is_loaded_without_this_package(
     folder = tmp_path / "vit"
     assert run(["export", "runs/e/vit", "--format", "safetensors", "--output", str(folder / "vit.safetensors")]) == 0
     said = capsys.readouterr().out
-    assert "256 of 256 decisions the same, logits differ by 0 at most" in said
+    assert "450 of 450 decisions the same, logits differ by 0 at most" in said
     assert "is unknown: --license states it" in said
     assert written(folder) == ["README.md", "classes.json", "config.json", "preprocessing.json", "vit.safetensors"]
     images = torch.randn(5, 1, 8, 8)
@@ -100,7 +100,7 @@ def test_what_stands_beside_the_file(tmp_path: Path) -> None:
     }
     card, results = (tmp_path / "README.md").read_text(), json.loads(RunFolder(Path("runs/e/kd")).results.read_text())
     for said in (
-        "0.1 CrossEntropy(label_smoothing=0.0) + 0.9 SoftTarget(temperature=4.0, standardize=False)",
+        "loss: `0.1 · CrossEntropy + 0.9 · SoftTarget(T=4)`",
         f"- teacher: `cifar_resnet8`, test top-1 {results['test/teacher_top1']:.4f}",
         f"| test/top1 | {results['test/top1']:.4f} |",
         "pip install kd-lightning",
@@ -126,7 +126,7 @@ def test_8_bit_weights_are_measured_on_the_test_set(tmp_path: Path, capsys: pyte
     assert run(["export", "runs/e/teacher", "--format=onnx", "--output", str(path), "--int8=static"]) == 0
     said = capsys.readouterr().out
     assert "wrote" in said
-    line = next(line for line in said.splitlines() if line.startswith("int8 (static, calibrated on 256 training"))
+    line = next(line for line in said.splitlines() if line.startswith("int8 (static, calibrated on 512 training"))
     assert line in (tmp_path / "README.md").read_text()
     assert run(["test", "runs/e/teacher", *QUIET]) == 0
     tested = json.loads(RunFolder(Path("runs/e/teacher")).results.read_text())["test/top1"]

@@ -54,6 +54,8 @@ def test_the_figures_are_those_of_the_tests(work: Path, monkeypatch: pytest.Monk
         tested = json.loads(Path(f"runs/e/{name}/results.json").read_text())
         assert written["methods"]["at"]["figures"]["best_top1"]["values"][number] == pytest.approx(tested["test/top1"])
     page = Path("runs/e/report/report.html").read_text()
+    lost = int(page.partition(" images gained, ")[2].split()[0])
+    assert page.count("<span>student: ") == min(lost, 24), "what only the examined checkpoint gets wrong"
     assert "<h2>Features</h2>" in page
     assert "What the student gets wrong and the teacher right" in page
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,15 @@ def sweep_file(folder: Path) -> Path:
     return path
 
 
+class Here(ThreadPoolExecutor):
+    """Runs in this very thread, the only one that may listen to signals."""
+
+    def submit(self, what: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(what(*arguments, **options))
+        return done
+
+
 def in_this_process(line: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
     return subprocess.CompletedProcess(line, run(line[3:]))
 
@@ -51,7 +61,9 @@ def test_a_sweep_of_the_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep_runs, "subprocess", SimpleNamespace(run=in_this_process, STDOUT=subprocess.STDOUT))
+    processes = SimpleNamespace(run=in_this_process, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(sweep_runs, "subprocess", processes)
+    monkeypatch.setattr(sweep_runs, "ThreadPoolExecutor", Here)
     line = ["sweep", str(sweep_file(tmp_path)), "--seeds=0", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
     assert run(line) == 0
     results = json.loads(Path("runs/rates/results.json").read_text())
@@ -82,7 +94,11 @@ def test_a_sweep_of_the_digits(
     ],
 )
 def test_a_mistake_is_one_message_before_a_run(
-    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["sweep", str(sweep_file(tmp_path)), *options]) == 2

@@ -67,6 +67,7 @@ def test_stopped_resumed_and_tested_is_one_run(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
 
     def stop(self: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step == 3:

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from kd_lightning.cli.commands import run
+from kd_lightning.cli.sweep_file import cells, read_sweep
 from kd_lightning.datamodules.make_shards import make_shards
 from kd_lightning.models import Network, save_weights
 
@@ -24,7 +25,8 @@ def is_method(path: Path) -> bool:
     return path.parent == CONFIGS / "cifar100/offline" and not of_a_pair
 
 
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "logger" and not is_method(path))
+OF_OTHERS = {"logger", "sweep"}  # laid over a configuration, or a grid of one
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in OF_OTHERS and not is_method(path))
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 SLOW_TO_START = {"mobilenetv2", "shufflenetv1", "shufflenetv2"}
 SMALLER = {"regnety_160": "regnety_002", "resnetv2_152x2_bit": "resnetv2_50x1_bit"}  # of its family
@@ -127,6 +129,28 @@ def test_config_runs(path: Path, data: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     options = [*QUIET, *small(path, data, tmp_path), "--experiment=e", "--run=r"]
     assert run(["fit", "--config", str(path), *options, "--trainer.fast_dev_run=2"]) == 0
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("logger/*.yaml")), ids=lambda path: path.stem)
+def test_overlay_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    laid_over = CONFIGS / "digits/supervised/teacher.yaml"
+    names = [f"--config {file.relative_to(CONFIGS.parent)}" for file in (laid_over, path)]
+    assert path.read_text().splitlines()[0] == f"# kd-lightning fit {' '.join(names)}"
+    line = ["fit", "--config", str(laid_over), "--config", str(path), *QUIET, "--run=r"]
+    assert run([*line, "--trainer.fast_dev_run=2"]) == 0
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("sweep/*.yaml")), ids=lambda path: path.stem)
+def test_sweep_runs(path: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = path.read_text().splitlines()[0].partition(" --seeds")[0]
+    assert launch == f"# kd-lightning sweep {path.relative_to(CONFIGS.parent)}"
+    monkeypatch.chdir(tmp_path)
+    sweep = read_sweep(path)
+    base = CONFIGS.parent / sweep.line[0].removeprefix("--config=")
+    options = [*QUIET, *small(base, data, tmp_path), "--run=r"]
+    assert run(["fit", *sweep.line, *cells(sweep.parameters)[-1].options(), *options, "--trainer.fast_dev_run=2"]) == 0
 
 
 def test_real_images_train_a_step(cifar100_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_an_ensemble_is_no_state_dict(small: nn.Module, tmp_path: Path) -> None:
     ("run", "names"),
     [
         ("vit", [None]),
-        ("deit", [None, "class_head", "distillation_head", "both_logits"]),
+        ("deit", [None, "class_head"]),
         ("dml", ["ensemble"]),
         ("one", ["one", "one_2"]),
         ("exits", ["net", "net_2", "net_ensemble"]),

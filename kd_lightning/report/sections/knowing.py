@@ -18,7 +18,7 @@ def _tile(run: Examined, shown: Shown) -> Tile:
     logits["student"] = shown.student
     picture = Picture(
         drawing.soft_targets(logits, run.classes, shown.target, TEMPERATURES),
-        "The label is bold.",
+        "",
         f"Class probabilities of test image {shown.row} at T = 1 and T = 4",
     )
     return Tile(shown.image, run.classes[shown.target], [f"test image {shown.row}"], picture)
@@ -60,7 +60,7 @@ def dark_knowledge(methods: Sequence[Method]) -> Iterable[Section]:
             "Dark knowledge",
             "Bits for an image: what a one-hot label says, and what a soft target says of the image beyond it, that is "
             "the mutual information of image and soft class given the label. The images are those of which the teacher "
-            "is least sure.",
+            "is least sure; the label is bold.",
             tables=[_bits(teachers)],
             pictures=[_similarity(teacher) for teacher in teachers],
             galleries=[
