@@ -51,12 +51,7 @@ def main(overrides: Sequence[str] = ()) -> None:
 
     Args:
         overrides: Options for each ``fit``, for a shorter trial.
-
-    Raises:
-        FileNotFoundError: where the configurations are not beside the package.
     """
-    if not CONFIGS.is_dir():
-        raise FileNotFoundError(f"there are no configurations in {CONFIGS}: run this in a clone of the repository")
     torch.set_num_threads(1)  # in networks this small, threads wait for each other longer than they work
     console, started = Console(), time.time()
     if FOLDER.exists():

@@ -113,7 +113,8 @@ def length(trainer: pl.Trainer) -> str:
     """How long the training is, at most."""
     parts = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        parts.append(f"{trainer.max_epochs:,} epochs of {trainer.num_training_batches:,} batches")
+        epochs = "1 epoch" if trainer.max_epochs == 1 else f"{trainer.max_epochs:,} epochs"
+        parts.append(f"{epochs} of {trainer.num_training_batches:,} batches")
     if trainer.max_steps >= 0:
         parts.append(f"at most {trainer.max_steps:,} steps")
     return ", ".join(parts) or "no end is stated"

@@ -286,7 +286,8 @@ class BornAgainDistiller(Distiller):
         self._earlier = tuple(self._read(number) for number in range(self.generation))
         names = answer_names(self.generation + 1)
         classes = cast(int, self.num_classes)
-        self.test_metrics = Evaluations(names, classes, teacher=self.present_teacher is not None, full=True).to(self.device)
+        taught = self.present_teacher is not None
+        self.test_metrics = Evaluations(names, classes, teacher=taught, full=True).to(self.device)
 
     def _read(self, generation: int) -> nn.Module:
         network = self._network()

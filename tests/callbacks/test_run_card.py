@@ -44,7 +44,7 @@ class Says(nn.Module):
         self.right, self.classes = right, num_classes
 
     def forward(self, image: Tensor) -> Tensor:
-        known = nn.functional.one_hot(image[:, 0, 0, 0].long(), self.classes)
+        known = nn.functional.one_hot(image[:, 0, 0, 0].long().clamp(0, self.classes - 1), self.classes)
         logits: Tensor = self.head(image[:, 0, 0, :1]) + (50.0 * known if self.right else 0)
         return logits
 
@@ -101,7 +101,7 @@ def test_the_card_of_a_distillation_names_both_networks_the_formula_and_the_exam
         "teacher": "Says, 8 parameters, top-1 1.0000 on 40 images",
         "loss": "0.1 · CrossEntropy + 0.9 · SoftTarget(T=4)",
         "data": "TensorDataset, 40 training images, 4 classes",
-        "length": "1 epochs of 5 batches, 8 images a step",
+        "length": "1 epoch of 5 batches, 8 images a step",
         "devices": "1 x cpu, 32-true",
         "results": "none are kept",
     }
@@ -187,7 +187,7 @@ def test_what_silences_the_log_silences_the_card(loader: DataLoader[Any], caplog
     assert list(tables(caplog)) == []
 
 
-def test_figures_of_a_test_may_be_left_out(loader: DataLoader[Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_figures_of_a_test_may_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
     pl.Trainer(callbacks=[RunCard(figures=False)], **TRAINER).test(
         Foreign(), DataLoader(torch.zeros(2, 3)), verbose=False
     )

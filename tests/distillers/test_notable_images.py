@@ -13,7 +13,8 @@ def logits(*decisions: int, sure: float = 5.0) -> Tensor:
 
 def answers(target: list[int], student: Tensor, teacher: Tensor | None, index: list[int] | None = None) -> Answers:
     rows = None if index is None else torch.tensor(index)
-    return Answers(Batch({"default": torch.zeros(len(target), 1, 2, 2)}, torch.tensor(target), rows), student, {}, teacher)
+    batch = Batch({"default": torch.zeros(len(target), 1, 2, 2)}, torch.tensor(target), rows)
+    return Answers(batch, student, {}, teacher)
 
 
 def test_an_image_is_seen_as_before_its_normalisation() -> None:
