@@ -96,9 +96,13 @@ IDENTIFY: dict[str, Callable[[Namespace, RunFolder, str], None]] = {
 def identify(config: Namespace, folder: RunFolder, subcommand: str) -> None:
     """Fill in what the loggers of a configuration leave open, so that they call the run what its folder is called.
 
+    In a ``fast_dev_run`` there are none.
+
     Raises:
         ValueError: if a logger would not do what it is asked to.
     """
+    if config.trainer.get("fast_dev_run"):
+        config.trainer.logger = False  # nothing is logged, but MLflow's logger makes a store when it is built
     loggers: Any = config.trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if isinstance(logger, Namespace) and (known := IDENTIFY.get(str(logger.class_path).rpartition(".")[2])):

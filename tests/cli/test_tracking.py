@@ -62,6 +62,12 @@ def test_no_logger(none: Any) -> None:
     assert identified(none) is none
 
 
+def test_a_dry_run_has_no_logger() -> None:
+    config = Namespace(trainer=Namespace(logger=logger(), fast_dev_run=2))
+    identify(config, FOLDER, "fit")
+    assert config.trainer.logger is False
+
+
 def test_an_id_is_what_wandb_takes() -> None:
     folder = RunFolder(Path("runs/e") / f"a b:c#d\u00e9-{'x' * 150}")
     identity = identified(logger(), folder).init_args.id

@@ -38,7 +38,7 @@ def figures_of(folder: RunFolder) -> dict[str, float]:
 
 def leaves(node: Any, path: str = "") -> dict[str, str]:
     """Keys of a nested configuration, joined by slashes, and its values as text."""
-    if isinstance(node, dict) and node:
+    if isinstance(node, dict):
         return {key: text for name, each in node.items() for key, text in leaves(each, f"{path}/{name}").items()}
     return {path.removeprefix("/"): str(node)}
 
