@@ -9,9 +9,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from kd_lightning import export
 from kd_lightning.cli.commands import run_of
 from kd_lightning.cli.exporter import IMAGES, Exporter, Wanted
-from kd_lightning.cli.looking import look
+from kd_lightning.cli.looking import check_options, look
 
-OF_A_RUN = ("--data.", "--trainer.")  # options that the run's test is given
 AS_EXPORTED = ("--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.inference_mode=false")
 
 
@@ -44,8 +43,7 @@ def asked(arguments: Sequence[str]) -> tuple[Wanted, str | None, list[str]]:
         FileNotFoundError: for a folder that is no run's.
     """
     given, options = parser().parse_known_args(arguments)
-    if unknown := [option for option in options if option.startswith("-") and not option.startswith(OF_A_RUN)]:
-        raise ValueError(f"export has no option {unknown[0]}: see kd-lightning export --help")
+    check_options("export", options)
     export.require(given.format, given.output)
     if given.int8 is not None and given.format != "onnx":
         raise ValueError(f"--int8 is for --format onnx, got {given.format}: onnxruntime quantises ONNX files alone")

@@ -18,6 +18,18 @@ ALONE = (
     "--verbose=false",
 )
 
+OF_A_TEST = ("--data.", "--model.", "--trainer.")  # what options of a test begin with
+
+
+def check_options(command: str, options: Sequence[str]) -> None:
+    """Let options pass that a command hands on to the test of a run.
+
+    Raises:
+        ValueError: for any other.
+    """
+    if unknown := [option for option in options if option.startswith("-") and not option.startswith(OF_A_TEST)]:
+        raise ValueError(f"{command} has no option {unknown[0]}: see kd-lightning {command} --help")
+
 
 def look(folder: RunFolder, looker: pl.Callback, ckpt: str = "last", options: Sequence[str] = ()) -> Door:
     """Test a run on one device while a callback looks on; its folder stays as it is.

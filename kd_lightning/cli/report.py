@@ -8,14 +8,13 @@ from typing import Any, NamedTuple, cast
 
 from rich.console import Console
 
-from kd_lightning.cli.looking import look
+from kd_lightning.cli.looking import check_options, look
 from kd_lightning.cli.quiet import quiet
 from kd_lightning.report import Comparison, Examined, Examiner, Profiler, as_page, compare, for_terminal
 from kd_lightning.run_folder import RunFolder
 from kd_lightning.whole_file import write_json, write_text
 
 PAGE, MARKDOWN, FIGURES = "report.html", "report.md", "report.json"
-OF_A_RUN = ("--data.", "--trainer.", "--model.")  # options that the tests of the runs are given
 
 
 class Asked(NamedTuple):
@@ -60,8 +59,7 @@ def asked(arguments: Sequence[str]) -> Asked:
         ValueError: for an unknown option, FileNotFoundError: for a folder without runs.
     """
     given, options = parser().parse_known_args(arguments)
-    if unknown := [option for option in options if option.startswith("-") and not option.startswith(OF_A_RUN)]:
-        raise ValueError(f"report has no option {unknown[0]}: see kd-lightning report --help")
+    check_options("report", options)
     runs = list({run.path.resolve(): run for path in given.runs for run in runs_of(path)}.values())
     beside = Path(os.path.commonpath([run.path.parent.resolve() for run in runs]))
     output = given.output or Path(os.path.relpath(beside / "report"))

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from kd_lightning.distillers.calibration import binned
 from kd_lightning.distillers.metrics import ECE_BINS
 
 
@@ -48,10 +48,6 @@ def reliability(probabilities: Tensor, target: Tensor, bins: int = ECE_BINS) -> 
             f"got {tuple(probabilities.shape)} and {tuple(target.shape)}"
         )
     sure, decision = probabilities.max(dim=1)
-    bounds = torch.linspace(0, 1, bins + 1, dtype=sure.dtype)
-    bin_of = (torch.bucketize(sure, bounds, right=True) - 1).clamp(max=bins - 1)
-    count = bin_of.bincount(minlength=bins)
-    confidence = bin_of.bincount(sure.double(), minlength=bins) / count
-    accuracy = bin_of.bincount((decision == target).double(), minlength=bins) / count
+    count, confidence, accuracy = binned(sure, decision == target, bins)
     ece = multiclass_calibration_error(probabilities, target, probabilities.shape[1], n_bins=bins)
-    return Reliability(confidence, accuracy, count, float(ece))
+    return Reliability(confidence / count, accuracy / count, count.long(), float(ece))

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from heapq import nlargest
 from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
@@ -12,26 +11,17 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers import Distiller
+from kd_lightning.distillers.data_facts import views_of
 from kd_lightning.distillers.evaluating import Answers
+from kd_lightning.distillers.notable_images import Notable, NotableImages
 from kd_lightning.models import FrozenTeacher
 from kd_lightning.models.taps import LOGITS
 from kd_lightning.report.cka import stage_cka
-from kd_lightning.report.dark_knowledge import entropy
 from kd_lightning.report.profile import Profile, Profiler, together
 from kd_lightning.run_folder import RunFolder
 
-MISSED, UNSURE = 24, 6  # so many images of each kind are kept
+MISSED, UNSURE = 24, 6  # so many notable images of each kind are shown
 CKA_IMAGES = 256  # the first of the test set
-
-
-class Shown(NamedTuple):
-    """One test image, as a person sees it: uint8 ``[C, H, W]``; logits ``[C]`` of the student and the teacher."""
-
-    row: int
-    image: Tensor
-    target: int
-    student: Tensor
-    teacher: Tensor | None
 
 
 class Cka(NamedTuple):
@@ -67,19 +57,12 @@ class Examined(NamedTuple):
     student: Tensor
     teacher: Tensor | None
     parts: Mapping[str, Tensor]
-    missed: Sequence[Shown]
-    unsure: Sequence[Shown]
+    missed: Sequence[Notable]
+    unsure: Sequence[Notable]
     student_profile: Profile
     teacher_profile: Profile | None
     cka: Cka | None
     best_top1: float | None = None
-
-
-def visible(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised images ``[..., C, H, W]`` as a person sees them, uint8."""
-    shape = (-1, 1, 1)
-    pixels = image.float().cpu() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
-    return pixels.mul(255).round().clamp(0, 255).byte()
 
 
 def frozen_networks(module: Distiller) -> list[tuple[FrozenTeacher, nn.Module]]:
@@ -106,8 +89,6 @@ class Examiner(pl.Callback):
     def __init__(self, run: RunFolder, profiler: Profiler) -> None:
         self.run, self.profiler = run, profiler
         self._answers: list[Answers] = []
-        self._missed: list[Shown] = []
-        self._unsure: list[tuple[float, Shown]] = []
         self._images: list[Tensor] = []
         self._costs: tuple[Profile, Profile | None] | None = None
         self._cka: Cka | None = None
@@ -121,7 +102,8 @@ class Examiner(pl.Callback):
         if not isinstance(pl_module, Distiller):
             raise ValueError(f"{self.run.path}: a report is of a Distiller's run, got a {type(pl_module).__name__}")
         data: Any = getattr(trainer, "datamodule", None)
-        self._mean, self._std, self._classes = data.mean, data.std, list(data.classes)
+        views = views_of(trainer)
+        self._notable, self._classes = NotableImages(views.mean, views.std, MISSED, UNSURE), list(data.classes)
 
     def on_test_batch_end(
         self,
@@ -144,25 +126,8 @@ class Examiner(pl.Callback):
             {name: part.float().cpu() for name, part in outputs.parts.items()},
             None if outputs.teacher is None else outputs.teacher.float().cpu(),
         )
-        self._note(kept, image, sum(len(each.student) for each in self._answers))
+        self._notable.note(outputs)
         self._answers.append(kept)
-
-    def _note(self, answers: Answers, image: Tensor, before: int) -> None:
-        index, target = answers.batch.index, answers.batch.target
-
-        def shown(position: int) -> Shown:
-            row = before + position if index is None else int(index[position])
-            told = None if answers.teacher is None else answers.teacher[position]
-            seen = visible(image[position], self._mean, self._std)
-            return Shown(row, seen, int(target[position]), answers.student[position], told)
-
-        least = entropy(answers.student if answers.teacher is None else answers.teacher, temperature=1.0)
-        found = least.topk(min(UNSURE, len(least)))
-        candidates = [(float(bits), shown(int(at))) for bits, at in zip(found.values, found.indices, strict=True)]
-        self._unsure = nlargest(UNSURE, [*self._unsure, *candidates], key=lambda pair: (pair[0], -pair[1].row))
-        if answers.teacher is not None:
-            wrong = (answers.student.argmax(1) != target) & (answers.teacher.argmax(1) == target)
-            self._missed += [shown(int(at)) for at in wrong.nonzero()[: MISSED - len(self._missed), 0]]
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the networks, while an average is still in the student's place."""
@@ -200,8 +165,8 @@ class Examiner(pl.Callback):
             torch.cat([each.student for each in self._answers]),
             torch.cat(told) if (told := [each.teacher for each in self._answers if each.teacher is not None]) else None,
             {name: torch.cat([each.parts[name] for each in self._answers]) for name in first.parts},
-            self._missed,
-            [shown for _, shown in self._unsure],
+            self._notable.missed,
+            self._notable.unsure,
             *self._costs,
             self._cka,
         )

@@ -115,7 +115,9 @@ def test_names_and_formula_are_those_of_the_configuration(
     student = {"name": "mine.Says", "kwargs": {"right": True, "depth": [1, 2]}}
     model = {"class_path": "kd_lightning.distillers.Classifier", "init_args": {"student": student, "loss": loss}}
     fitted(
-        Classifier(Says(), SGD, num_classes=4), loader, RunCard(RunFolder(tmp_path), yaml.safe_dump({"model": model}))
+        Classifier(Says(), SGD, num_classes=4),
+        loader,
+        RunCard(RunFolder(tmp_path), yaml.safe_dump({"model": model}, sort_keys=False)),
     )
     (_, rows), _ = tables(caplog)
     assert rows["student"] == "mine.Says(right=true, depth=[1, 2]), 8 parameters"

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from kd_lightning.distillers.notable_images import Notable
 from kd_lightning.report import as_page, compare
-from kd_lightning.report.examined import Cka, Shown
+from kd_lightning.report.examined import Cka
 
 RIGHT = [0, 1, 2, 0, 1]
 ALWAYS = ["Figures", "Learning curves", "Calibration"]
@@ -18,9 +19,9 @@ def titles(page: str) -> list[str]:
 
 
 @pytest.fixture
-def shown() -> Shown:
+def shown() -> Notable:
     image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
-    return Shown(3, image, 0, torch.tensor([0.0, 5.0, 0.0]), torch.tensor([5.0, 0.0, 0.0]))
+    return Notable(3, image, 0, torch.tensor([0.0, 5.0, 0.0]), torch.tensor([5.0, 0.0, 0.0]))
 
 
 def test_without_a_teacher_nothing_is_said_of_one(make: Any) -> None:
@@ -29,7 +30,7 @@ def test_without_a_teacher_nothing_is_said_of_one(make: Any) -> None:
     assert "gap recovered" not in page.partition("<h2>")[0]
 
 
-def test_everything_that_is_known_is_shown(make: Any, shown: Shown) -> None:
+def test_everything_that_is_known_is_shown(make: Any, shown: Notable) -> None:
     cka = Cka(torch.tensor([[0.125, 0.25]]), torch.tensor([[0.5, 0.75]]))
     kd = make("kd", [0, 1, 2, 1, 2], RIGHT)._replace(missed=[shown], unsure=[shown], cka=cka)
     page = as_page(compare([make("alone", [0, 1, 0, 1, 2]), kd]))
@@ -46,7 +47,7 @@ def test_everything_that_is_known_is_shown(make: Any, shown: Shown) -> None:
         assert text in page
 
 
-def test_a_teacher_of_several_methods_is_shown_once(make: Any, shown: Shown) -> None:
+def test_a_teacher_of_several_methods_is_shown_once(make: Any, shown: Notable) -> None:
     page = as_page(compare([make(name, [0, 1, 2, 1, 2], RIGHT, loss=name) for name in ("kd", "dkd")]))
     assert page.count("Class similarity in the teacher") == 1
     assert "teacher of kd, dkd" in page

@@ -66,6 +66,8 @@ def missed(methods: Sequence[Method]) -> Iterable[Section]:
     galleries: list[Gallery] = []
     for method in methods:
         run = method.runs[0]
+        if run.teacher is None:
+            continue
         tiles = [
             Tile(
                 shown.image,

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+from kd_lightning.distillers.notable_images import Notable
 from kd_lightning.report import drawing
 from kd_lightning.report.dark_knowledge import class_similarity, clustered_order, information
-from kd_lightning.report.examined import Examined, Shown
+from kd_lightning.report.examined import Examined
 from kd_lightning.report.methods import Method
 from kd_lightning.report.page import Gallery, Picture, Section, Tile
 from kd_lightning.report.table import TableData
@@ -13,7 +14,7 @@ from kd_lightning.report.teachers import Taught, taught
 TEMPERATURES = (1.0, 4.0)
 
 
-def _tile(run: Examined, shown: Shown) -> Tile:
+def _tile(run: Examined, shown: Notable) -> Tile:
     logits = {} if shown.teacher is None else {"teacher": shown.teacher}
     logits["student"] = shown.student
     picture = Picture(
