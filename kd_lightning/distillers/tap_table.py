@@ -42,5 +42,5 @@ def tap_table(criteria: Criteria, student: TapPlan, teacher: TapPlan | None) -> 
             f"{adapters:,}" if adapters else "-",
         )
     shown = io.StringIO()
-    Console(file=shown, width=WIDTH).print(table)
+    Console(force_jupyter=False, file=shown, width=WIDTH).print(table)
     return shown.getvalue().rstrip()
