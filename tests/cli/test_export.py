@@ -180,7 +180,7 @@ SAFE = ("--format=safetensors", "--output=out/m.safetensors")
     [
         (("runs/e/kd", *SAFE, "--int8=dynamic"), "--int8 is for --format onnx, got safetensors"),
         (("runs/e/kd", *SAFE, "--parts=a"), "export has no option --parts=a"),
-        (("runs/e/kd", *SAFE, "--model.init_args.lr=1"), "export has no option --model.init_args.lr=1"),
+        (("runs/e/kd", *SAFE, "--models.lr=1"), "export has no option --models.lr=1"),
         (("runs/e/kd", *SAFE, "--push_to_hub=a/b/c"), "a/b/c"),
         (("runs/e/none", *SAFE), "there is no run folder runs/e/none"),
         (("runs/e/kd", "--format=onnx", "--output=out/m.pt2"), "must end in .onnx, got m.pt2"),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch
+from kd_lightning.batch import Batch, as_batch
 from kd_lightning.datamodules import DigitsDataModule
 from kd_lightning.datamodules.views import View
 from kd_lightning.distillers import (
@@ -65,7 +65,9 @@ class Watch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Networks that are asked directly do not go through what `memory_format` guards.
-        self.batches.append(batch._replace(images={k: v.contiguous() for k, v in batch.images.items()}))
+        batch = as_batch(batch)
+        images = {name: image.contiguous() for name, image in batch.images.items()}
+        self.batches.append(Batch(images, batch.target, batch.index, batch.number))
         networks: Any = pl_module.student
         self.before.append({name: copy.deepcopy(network) for name, network in networks.networks.items()})
 
