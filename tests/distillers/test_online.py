@@ -66,7 +66,7 @@ class Watch(pl.Callback):
     ) -> None:
         # Networks that are asked directly do not go through what `memory_format` guards.
         batch = as_batch(batch)
-        images = {name: image.contiguous() for name, image in batch.images.items()}
+        images = {name: each.clone(memory_format=torch.contiguous_format) for name, each in batch.images.items()}
         self.batches.append(Batch(images, batch.target, batch.index, batch.number))
         networks: Any = pl_module.student
         self.before.append({name: copy.deepcopy(network) for name, network in networks.networks.items()})
