@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from kd_lightning.distillers.data_facts import class_names
 from kd_lightning.run_folder import RunFolder
 
 
@@ -44,7 +45,7 @@ class Predictions(pl.Callback):
         """Write the file."""
         data: Any = getattr(trainer, "datamodule", None)
         count = len(self.rows[0]) - 2 if self.rows else 0
-        names = list(getattr(data, "classes", None) or range(count))
+        names = class_names(data, count)
         self.folder.path.mkdir(parents=True, exist_ok=True)
         with self._part(trainer.global_rank).open("w", newline="") as file:
             csv.writer(file).writerows(self.rows)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kd_lightning.callbacks import run_facts
 from kd_lightning.callbacks.pace import images_in
-from kd_lightning.distillers import Distiller
+from kd_lightning.distillers import Distiller, OnlineDistiller
 from kd_lightning.distillers.formula import formula, formulas_of
 from kd_lightning.run_folder import RunFolder
 
@@ -35,13 +35,19 @@ def drawn(title: str, rows: Mapping[str, str]) -> str:
     return shown.getvalue().rstrip()
 
 
-def next_commands(run: RunFolder) -> str:
-    """What may follow a training, a command a line."""
+def next_commands(run: RunFolder, part: str | None = None) -> str:
+    """What may follow a training, a command a line.
+
+    Args:
+        run: Its folder.
+        part: Which of several networks is exported; None for the student.
+    """
     onnx = run.path / "onnx" / "student.onnx"
+    chosen = "" if part is None else f" --part {part}"
     return (
         f"  kd-lightning test {run.path}\n"
         f"  kd-lightning report {run.path}\n"
-        f"  kd-lightning export {run.path} --format onnx --output {onnx}"
+        f"  kd-lightning export {run.path} --format onnx --output {onnx}{chosen}"
     )
 
 
@@ -100,7 +106,8 @@ class RunCard(pl.Callback):
         last = trainer.callback_metrics.get("val/top1")
         rows = {} if last is None else {"val/top1": f"{float(last):.4f}"}
         rows |= best_of(trainer) | {"took": f"{time.monotonic() - self._started:,.1f} s"}
-        following = "" if self.folder is None else f"\nnext:\n{next_commands(self.folder)}"
+        part = pl_module.parts()[0] if isinstance(pl_module, OnlineDistiller) else None
+        following = "" if self.folder is None else f"\nnext:\n{next_commands(self.folder, part)}"
         rank_zero_info(drawn("trained", rows) + following)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import lightning.pytorch as pl
 import torch
@@ -16,10 +16,11 @@ from kd_lightning.callbacks.wandb_tables import WHO, image_table, reliability_pl
 from kd_lightning.distillers import Distiller
 from kd_lightning.distillers.base import STUDENT
 from kd_lightning.distillers.calibration import binned
-from kd_lightning.distillers.data_facts import views_of
+from kd_lightning.distillers.data_facts import class_names, views_of
 from kd_lightning.distillers.evaluating import Answers
 from kd_lightning.distillers.metrics import ECE_BINS
 from kd_lightning.distillers.notable_images import NotableImages
+from kd_lightning.distillers.onlooker import Onlooker
 from kd_lightning.models import FrozenTeacher, Teacher, save_weights
 from kd_lightning.ranks import summed
 from kd_lightning.run_folder import RunFolder
@@ -57,7 +58,7 @@ def log_checkpoints(logger: WandbLogger, folder: RunFolder, averaged: bool) -> N
         logger.experiment.log_artifact(artifact, aliases=[alias])
 
 
-class WandbReport(pl.Callback):
+class WandbReport(Onlooker):
     """Tells the `WandbLogger` of a trainer what its figures do not; without one it does nothing.
 
     At the start of a training: the hash of the teacher's weights, in the configuration. At its end: ``<figure>.best``
@@ -105,22 +106,14 @@ class WandbReport(pl.Callback):
             who = WHO if pl_module.present_teacher is not None else WHO[:1]
             self._sums = {name: torch.zeros(3, ECE_BINS, dtype=torch.float64, device=pl_module.device) for name in who}
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def note(self, answers: Answers) -> None:
         """Take in the answers of student and teacher."""
-        if self._images is None or not isinstance(outputs, Answers):
+        if self._images is None:
             return
-        self._images.note(outputs)
+        self._images.note(answers)
         for who in self._sums:
-            sure, decided = getattr(outputs, who).float().softmax(dim=1).max(dim=1)
-            self._sums[who] += binned(sure, decided == outputs.batch.target)
+            sure, decided = getattr(answers, who).float().softmax(dim=1).max(dim=1)
+            self._sums[who] += binned(sure, decided == answers.batch.target)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the images and the calibration."""
@@ -130,8 +123,7 @@ class WandbReport(pl.Callback):
         if not trainer.is_global_zero:
             return
         kinds = {"missed": self._images.missed, "least sure": self._images.unsure}
-        data: Any = getattr(trainer, "datamodule", None)
-        classes = getattr(data, "classes", None) or list(map(str, range(cast(Distiller, pl_module).num_classes or 0)))
+        classes = class_names(getattr(trainer, "datamodule", None), cast(int, cast(Distiller, pl_module).num_classes))
         for logger in loggers_of(trainer):
             shown = {"test/images": image_table(kinds, classes), "test/reliability": reliability_plot(sums)}
             logger.experiment.log(shown)

@@ -26,11 +26,6 @@ def name_of(data: object) -> str:
     return type(shown(data)).__name__.removesuffix("DataModule").lower()
 
 
-def classes_of(data: object, count: int) -> list[str]:
-    """Names of the classes in the order of their indices; the indices where the data module says none."""
-    return list(data.classes) if isinstance(data, ImageDataModule) else [str(index) for index in range(count)]
-
-
 def preprocessing_of(data: object, views: Views) -> Preprocessing:
     """What was made of the test images before the network saw them, as far as the data module says it."""
     known, images = Preprocessing(views.image_shape, views.mean, views.std), shown(data)

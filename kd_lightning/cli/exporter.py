@@ -12,12 +12,13 @@ import yaml
 from torch import Tensor
 
 from kd_lightning import export
-from kd_lightning.cli.exported_data import classes_of, name_of, preprocessing_of, test_batches, training_images
+from kd_lightning.cli.exported_data import name_of, preprocessing_of, test_batches, training_images
 from kd_lightning.datamodules import ImageDataModule
 from kd_lightning.distillers import Distiller
-from kd_lightning.distillers.data_facts import views_of
+from kd_lightning.distillers.data_facts import class_names, views_of
 from kd_lightning.distillers.evaluating import Answers
 from kd_lightning.distillers.formula import formulas_of
+from kd_lightning.distillers.onlooker import Onlooker
 from kd_lightning.models.peer_weights import TOP1
 from kd_lightning.run_folder import RunFolder
 from kd_lightning.whole_file import write_json, write_text
@@ -47,7 +48,7 @@ def figures_of(run: RunFolder, ckpt: str) -> dict[str, float]:
     return {name: value for name, value in results.items() if name.startswith("test/") and tested}
 
 
-class Exporter(pl.Callback):
+class Exporter(Onlooker):
     """Exports a part of a run while it is tested, an average in the student's place where one is evaluated.
 
     Args:
@@ -78,18 +79,10 @@ class Exporter(pl.Callback):
         """Remember which of several networks was the best."""
         self._top1 = checkpoint.get(TOP1) or {}
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def note(self, answers: Answers) -> None:
         """Keep the images and what was answered, until there are enough."""
-        if sum(len(answers.batch) for answers in self._seen) < IMAGES:
-            self._seen.append(outputs)
+        if sum(len(each.batch) for each in self._seen) < IMAGES:
+            self._seen.append(answers)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write all files, or none.
@@ -100,7 +93,7 @@ class Exporter(pl.Callback):
         module, wanted, data = cast(Distiller, pl_module), self.wanted, cast(Any, trainer).datamodule
         stated = yaml.safe_load(wanted.run.config.read_text())["model"]
         init_args, views = stated["init_args"], views_of(trainer)
-        classes = classes_of(data, cast(int, module.num_classes))
+        classes = class_names(data, cast(int, module.num_classes))
         networks = export.recipes(init_args)
         part = export.choose(
             export.Origin(module, networks, wanted.run.path, views.image_shape[0], self._top1), wanted.part

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 
 from kd_lightning.cli.door import Door
 from kd_lightning.cli.quiet import quiet
+from kd_lightning.distillers import Distiller
 from kd_lightning.run_folder import RunFolder
 
 ALONE = (
@@ -45,10 +46,13 @@ def look(folder: RunFolder, looker: pl.Callback, ckpt: str = "last", options: Se
         options: For the command line, as ``--data.init_args.root=DATA``.
 
     Raises:
-        ValueError: for another ``ckpt``, FileNotFoundError: if the run does not have it.
+        ValueError: for another ``ckpt``, or a module of another package.
+        FileNotFoundError: if the run does not have the checkpoint.
     """
     line = ["test", "--config", str(folder.config), "--ckpt_path", str(folder.checkpoint(ckpt)), *ALONE, *options]
     with quiet():
         door = Door(line, folder, looker)
+        if not isinstance(door.model, Distiller):
+            raise ValueError(f"{folder.path} is a run of {type(door.model).__name__}, which is no Distiller")
         door.carry_out()
     return door

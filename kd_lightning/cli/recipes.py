@@ -7,7 +7,6 @@ folder of its own.
 import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import yaml
 from filelock import FileLock
 from jsonargparse import Namespace
 
-from kd_lightning import packaged, trust
+from kd_lightning import packaged
+from kd_lightning.cli.child import in_a_process, to_its_end
 from kd_lightning.cli.run_naming import INHERITED, RUNS
 from kd_lightning.models.network import AT_EPOCH
 from kd_lightning.run_folder import RunFolder
@@ -94,24 +94,18 @@ def train(config: Path, steps: int = 0) -> RunFolder:
     folder = run_of_recipe(config, steps)
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder.path}.lock"):
-        if folder.record.exists():
+        options = ["--config", str(config)]
+        if steps:
+            options += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={steps}"]
+            options += [f"--trainer.limit_val_batches={steps}"]
+        if (command := to_its_end(folder, options)) is None:
             return folder
-        if folder.config.exists():
-            command = ["resume", str(folder.path)]
-        else:
-            if folder.path.exists():
-                folder.path.rmdir()
-            command = ["fit", "--config", str(config), "--experiment", EXPERIMENT, "--run", folder.path.name]
-            if steps:
-                command += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={steps}"]
-                command += [f"--trainer.limit_val_batches={steps}"]
-        allowed = [word for module in sorted(trust.ALLOWED - trust.BUILT_IN) for word in ("--allow", module)]
         left_out = {INHERITED, HURRIED}
         environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHED) and k not in left_out}
         if steps:
             environment[HURRIED] = str(steps)
         print(f"kd-lightning: training the recipe {config} in {folder.path} first", flush=True)
-        done = subprocess.run([sys.executable, "-m", "kd_lightning", *command, *allowed], env=environment, check=False)
+        done = subprocess.run(in_a_process(command), env=environment, check=False)
         if done.returncode:
             raise ValueError(f"weights.recipe: training {config} ended with exit code {done.returncode}")
     return folder

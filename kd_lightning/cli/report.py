@@ -11,6 +11,7 @@ from rich.console import Console
 from kd_lightning.cli.looking import check_options, look
 from kd_lightning.cli.quiet import quiet
 from kd_lightning.report import Comparison, Examined, Examiner, Profiler, as_page, compare, for_terminal
+from kd_lightning.report.methods import figures_of
 from kd_lightning.run_folder import RunFolder
 from kd_lightning.whole_file import write_json, write_text
 
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         description="Test runs, compare them, and write report.html, report.md and report.json. Runs that differ only "
         "in their seed are one method.",
         epilog="Options of a test, as --data.init_args.root=DATA, are passed on to the test of each run.",
+        allow_abbrev=False,
     )
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of an experiment's runs")
     made.add_argument("--output", type=Path, help="folder of the report; report/ beside the runs by default")
@@ -73,6 +75,8 @@ def examined(run: RunFolder, ckpt: str, profiler: Profiler, options: Sequence[st
     found, best = examiner.examined(), run.best()
     if best is None:
         return found
+    if ckpt == "best":
+        return found._replace(best_top1=figures_of(found)["top1"])
     cast(Any, door.trainer).callbacks.remove(examiner)  # it has seen what it came for
     with quiet():
         figures = door.trainer.test(door.model, datamodule=door.datamodule, ckpt_path=best, verbose=False)

@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from rich.console import Console
 
-from kd_lightning import trust
+from kd_lightning.cli.child import in_a_process, to_its_end
 from kd_lightning.cli.commands import CONFIG, STOPPED, taken
 from kd_lightning.cli.recipes import digest
 from kd_lightning.cli.sweep_file import Cell
@@ -41,23 +40,15 @@ def carried_out(cell: Cell, folder: RunFolder, line: Sequence[str], metric: str)
 
     What it prints is added to ``CELL.log`` beside its folder.
     """
-    commands = []
-    if not folder.record.exists():
-        if folder.config.exists():
-            commands.append(["resume", str(folder.path)])
-        else:
-            if folder.path.exists():
-                folder.path.rmdir()  # claimed, but never begun
-            named = ["--experiment", folder.path.parent.name, "--run", folder.path.name]
-            commands.append(["fit", *line, *cell.options(), *named])
-    if metric.startswith("test/") and not folder.results.exists():
-        commands.append(["test", str(folder.path)])
-    allowed = [word for module in sorted(trust.ALLOWED - trust.BUILT_IN) for word in ("--allow", module)]
-    for command in commands:
-        run = [sys.executable, "-m", "kd_lightning", *command, *allowed]
+    training = to_its_end(folder, [*line, *cell.options()])
+    testing = metric.startswith("test/") and not folder.results.exists()
+    for command in (training, ["test", str(folder.path)] if testing else None):
+        if command is None:
+            continue
         with log_of(folder).open("ab") as log:
-            if code := subprocess.run(run, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
-                return code
+            done = subprocess.run(in_a_process(command), stdout=log, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            return done.returncode
     return 0
 
 

@@ -1,5 +1,6 @@
 """What a distiller must know of the data before it can build: the number of classes, and what a view looks like."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
@@ -17,6 +18,13 @@ class KnowsClasses(Protocol):
     @property
     def num_classes(self) -> int:
         """Number of classes; known after ``setup``."""
+
+
+@runtime_checkable
+class KnowsClassNames(Protocol):
+    """A data module that may say what the classes are called."""
+
+    classes: Sequence[str] | None
 
 
 @runtime_checkable
@@ -72,6 +80,12 @@ def classes_of(trainer: pl.Trainer, stated: int | None) -> int:
     if told is not None and stated is not None and told != stated:
         raise ValueError(f"num_classes is {stated}, but the data has {told} classes: leave num_classes out")
     return cast(int, stated if told is None else told)
+
+
+def class_names(data: object, count: int) -> list[str]:
+    """Names of the classes in the order of their indices; the indices where a data module, or None, says none."""
+    stated = data.classes if isinstance(data, KnowsClassNames) else None
+    return list(stated or map(str, range(count)))
 
 
 def views_of(trainer: pl.Trainer) -> Views:

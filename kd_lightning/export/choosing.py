@@ -16,7 +16,7 @@ from kd_lightning.distillers.generations import generation_file
 from kd_lightning.distillers.peers import Peers
 from kd_lightning.export.part import AnswerOf, Ensemble, Heads, Part, at_ease, bare
 from kd_lightning.models import BranchedNetwork, MultiExitNetwork, Network, load_weights
-from kd_lightning.models.peer_weights import BEST
+from kd_lightning.models.peer_weights import BEST, best_peer
 from kd_lightning.models.two_heads import CLASS_HEAD, DISTILLATION_HEAD, Inference, TwoHeaded
 
 HEADS: Mapping[str, Inference] = {CLASS_HEAD: "class", DISTILLATION_HEAD: "distillation", **BOTH}
@@ -139,9 +139,7 @@ def _peers(module: OnlineDistiller) -> Peers:
 def _of_peers(origin: Origin, name: str) -> Part:
     peers = cast(Peers, origin.student())
     if name == BEST:
-        if not origin.top1:
-            raise ValueError("--part best: the checkpoint knows no val/top1 of its peers: name one")
-        name = max(sorted(origin.top1), key=lambda learner: origin.top1[learner])
+        name = best_peer(origin.top1, "--part best")
     if name == ENSEMBLE and name not in peers.networks:
         return Part(name, peers, None, "it is the answer of all peers together")
     if name in peers.ensembles():

@@ -50,13 +50,25 @@ def exit_weights(state: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key.startswith((NETWORK, f"{EXITS}{number}."))}
 
 
+def best_peer(top1: Mapping[str, float], asked: str) -> str:
+    """The name with the largest val/top1; of equal ones the first in the alphabet.
+
+    Args:
+        top1: Peer or branch -> val/top1 when a checkpoint was written.
+        asked: What asked for the best one, for the error.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if not top1:
+        raise ValueError(f"{asked}: the checkpoint knows no val/top1 of its peers: name one")
+    return max(sorted(top1), key=lambda learner: top1[learner])
+
+
 def _owner(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], int | None]:
     """The whole state of a peer, and the number of the branch or exit that is meant; see `peer_weights`."""
     if name == BEST:
-        figures: Mapping[str, float] = checkpoint.get(TOP1) or {}
-        if not figures:
-            raise ValueError("peer 'best': the checkpoint knows no val/top1 of its peers: name one")
-        name = max(sorted(figures), key=lambda learner: figures[learner])
+        name = best_peer(checkpoint.get(TOP1) or {}, "peer 'best'")
     state = {key.removeprefix(PEERS): value for key, value in checkpoint["state_dict"].items() if key.startswith(PEERS)}
     names = sorted({key.partition(".")[0] for key in state})
     owner, _, number = name.rpartition("_")

@@ -269,6 +269,13 @@ def fingerprint(weights: nn.Module | State) -> str:
     return digest.hexdigest()
 
 
+def as_safetensors(weights: nn.Module | State) -> bytes:
+    """The content of the file that `save_weights` writes."""
+    # Tensors that share memory (tied weights) are written twice, since safetensors knows no sharing.
+    tensors = {key: value.clone() for key, value in _bare(weights).items()}
+    return safetensors.torch.save(tensors, metadata={"format": "pt"})
+
+
 def save_weights(weights: nn.Module | State, path: str | Path) -> None:
     """Write a network's weights as safetensors that a plain torch or timm program loads.
 
@@ -285,7 +292,5 @@ def save_weights(weights: nn.Module | State, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
-    # Tensors that share memory (tied weights) are written twice, since safetensors knows no sharing.
-    tensors = {key: value.clone() for key, value in _bare(weights).items()}
     with whole_file(path) as file:
-        file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+        file.write(as_safetensors(weights))

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from kd_lightning.report.examined import Examined
 from kd_lightning.report.flags import Flag, flags
 from kd_lightning.report.grouping import by_method
@@ -85,7 +87,7 @@ def difference(first: Method, second: Method) -> Difference | None:
     return Difference(first.name, second.name, difference_over_images(_correct(one), _correct(other)))
 
 
-def _correct(run: Examined) -> Any:
+def _correct(run: Examined) -> Tensor:
     return run.student.argmax(dim=1) == run.target
 
 
@@ -111,14 +113,4 @@ def flags_of(row: Row) -> list[Flag]:
     if run.teacher is None or run.teacher_profile is None:
         return []
     sizes = run.student_profile.params, run.teacher_profile.params
-    return flags(run.student, run.teacher, run.target, temperature_of(run.config), *sizes)
-
-
-def temperature_of(config: Mapping[str, Any]) -> float | None:
-    """The temperature of the first term that states one as a number; None where none does."""
-    for term in (config["model"]["init_args"].get("criteria") or {}).values():
-        loss = term.get("loss")
-        arguments = loss.get("init_args") or {} if isinstance(loss, Mapping) else {}
-        if isinstance(temperature := arguments.get("temperature"), int | float):
-            return float(temperature)
-    return None
+    return flags(run.student, run.teacher, run.target, run.temperature, *sizes)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers import Distiller
-from kd_lightning.distillers.data_facts import views_of
+from kd_lightning.distillers.data_facts import class_names, views_of
 from kd_lightning.distillers.evaluating import Answers
 from kd_lightning.distillers.notable_images import Notable, NotableImages
+from kd_lightning.distillers.onlooker import Onlooker
+from kd_lightning.distillers.teaching import temperatures
 from kd_lightning.models import FrozenTeacher
 from kd_lightning.models.taps import LOGITS
 from kd_lightning.report.cka import stage_cka
@@ -47,6 +49,7 @@ class Examined(NamedTuple):
         student_profile: What the student costs.
         teacher_profile: What the teacher costs; None where no frozen network answers.
         cka: Where features are matched.
+        temperature: That soft targets are learnt at, of the first term that has a fixed one; None where none has.
         best_top1: Test top-1 of the best checkpoint in [0, 1]; None where the run kept none.
     """
 
@@ -62,6 +65,7 @@ class Examined(NamedTuple):
     student_profile: Profile
     teacher_profile: Profile | None
     cka: Cka | None
+    temperature: float | None
     best_top1: float | None = None
 
 
@@ -78,7 +82,7 @@ def matches_features(module: Distiller) -> bool:
     return any(set(term.teacher_taps()) - {LOGITS} for term in module.criteria.terms.values())
 
 
-class Examiner(pl.Callback):
+class Examiner(Onlooker):
     """Looks on while a run is tested; `examined` is what it saw.
 
     Args:
@@ -94,50 +98,36 @@ class Examiner(pl.Callback):
         self._cka: Cka | None = None
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let runs pass whose scheme is this package's.
+        """Learn what the data is, and at which temperature the student learns from the teacher."""
+        module, views = cast(Distiller, pl_module), views_of(trainer)
+        self._notable = NotableImages(views.mean, views.std, MISSED, UNSURE)
+        self._classes = class_names(getattr(trainer, "datamodule", None), cast(int, module.num_classes))
+        stated = temperatures(module.criteria).values()
+        self._temperature = next((each for each in stated if each is not None), None)
 
-        Raises:
-            ValueError: for another one.
-        """
-        if not isinstance(pl_module, Distiller):
-            raise ValueError(f"{self.run.path}: a report is of a Distiller's run, got a {type(pl_module).__name__}")
-        data: Any = getattr(trainer, "datamodule", None)
-        views = views_of(trainer)
-        self._notable, self._classes = NotableImages(views.mean, views.std, MISSED, UNSURE), list(data.classes)
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def note(self, answers: Answers) -> None:
         """Keep the answers, and the images that are worth a look."""
-        if not isinstance(outputs, Answers):
-            return
-        image = outputs.batch.image
+        self._notable.note(answers)
         if sum(map(len, self._images)) < CKA_IMAGES:
-            self._images.append(image)
-        kept = Answers(
-            Batch({}, outputs.batch.target.cpu(), outputs.batch.index),
-            outputs.student.float().cpu(),
-            {name: part.float().cpu() for name, part in outputs.parts.items()},
-            None if outputs.teacher is None else outputs.teacher.float().cpu(),
+            self._images.append(answers.batch.image)
+        self._answers.append(
+            Answers(
+                Batch({}, answers.batch.target.cpu()),
+                answers.student.float().cpu(),
+                {name: part.float().cpu() for name, part in answers.parts.items()},
+                None if answers.teacher is None else answers.teacher.float().cpu(),
+            )
         )
-        self._notable.note(outputs)
-        self._answers.append(kept)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the networks, while an average is still in the student's place."""
-        assert isinstance(pl_module, Distiller)  # `on_test_start` has seen to it
-        student, teachers = cast(nn.Module, pl_module.student), frozen_networks(pl_module)
+        module = cast(Distiller, pl_module)
+        student, teachers = cast(nn.Module, module.student), frozen_networks(module)
         channels, height, width = self._images[0].shape[1:]
         each = [self.profiler(network, teacher.image_shape) for teacher, network in teachers]
         self._costs = self.profiler(student, (channels, height, width)), together(each) if each else None
-        if len(teachers) == 1 and matches_features(pl_module):
-            self._cka = self._compared(pl_module.fresh_student(), student, *teachers[0])
+        if len(teachers) == 1 and matches_features(module):
+            self._cka = self._compared(module.fresh_student(), student, *teachers[0])
 
     def _compared(self, before: nn.Module, after: nn.Module, teacher: FrozenTeacher, network: nn.Module) -> Cka | None:
         images = torch.cat(self._images)[:CKA_IMAGES].cpu().float()
@@ -169,4 +159,5 @@ class Examiner(pl.Callback):
             self._notable.unsure,
             *self._costs,
             self._cka,
+            self._temperature,
         )

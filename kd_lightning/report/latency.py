@@ -1,11 +1,11 @@
 """How long a network takes, and how large its file is."""
 
-import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
 from kd_lightning.models.taps import at_rest
+from kd_lightning.models.weights import as_safetensors
 
 
 def latency(
@@ -37,5 +37,4 @@ def latency(
 
 def weights_bytes(network: nn.Module) -> int:
     """Size in bytes of the file that `save_weights` writes of a network."""
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-    return len(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    return len(as_safetensors(network))

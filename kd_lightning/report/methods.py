@@ -66,9 +66,11 @@ def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, Statistic]:
 
 
 def student_of(config: Mapping[str, Any]) -> object:
-    """What says which student a configuration trains, but not from which weights it starts."""
-    student = config["model"]["init_args"].get("student")
-    return (student.get("name"), student.get("kwargs") or {}) if isinstance(student, Mapping) else student
+    """What says which student, or which peers, a configuration trains, but not from which weights they start."""
+    stated = config["model"]["init_args"]
+    peers = {name: peer["network"] for name, peer in (stated.get("peers") or {}).items()}
+    networks = peers or {"student": stated.get("student") or {}}
+    return {name: (network.get("name"), network.get("kwargs") or {}) for name, network in networks.items()}
 
 
 def trains_alone(config: Mapping[str, Any]) -> bool:

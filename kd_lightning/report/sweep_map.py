@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from kd_lightning.report.methods import Statistic
 from kd_lightning.report.table import TableData
 
 SIDE, DPI = 5.0, 120  # inches of a panel
@@ -26,12 +26,12 @@ class Point(NamedTuple):
     @property
     def mean(self) -> float:
         """Mean over the seeds; nan without one."""
-        return mean(self.values) if self.values else float("nan")
+        return Statistic(self.values).mean if self.values else float("nan")
 
     @property
     def std(self) -> float:
         """Sample standard deviation over the seeds, 0 for fewer than two."""
-        return stdev(self.values) if len(self.values) > 1 else 0.0
+        return Statistic(self.values).std
 
 
 def varied(points: Sequence[Point]) -> dict[str, list[Any]]:

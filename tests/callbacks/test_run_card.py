@@ -211,6 +211,7 @@ def test_the_next_commands_are_of_the_run() -> None:
         "  kd-lightning report runs/e/r",
         "  kd-lightning export runs/e/r --format onnx --output runs/e/r/onnx/student.onnx",
     ]
+    assert next_commands(RunFolder(Path("r")), "a").endswith("--output r/onnx/student.onnx --part a")
 
 
 # By the command line

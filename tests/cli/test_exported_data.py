@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_lightning.cli.exported_data import classes_of, name_of, preprocessing_of, training_images
+from kd_lightning.cli.exported_data import name_of, preprocessing_of, training_images
 from kd_lightning.datamodules import CIFAR100DataModule, DigitsDataModule, ImageFolderDataModule, NoTrainingImages
 from kd_lightning.export import Preprocessing
 from kd_lightning.models import Views
@@ -22,13 +22,6 @@ def test_preprocessing_is_as_far_as_the_data_says_it(tmp_path: Path) -> None:
     assert preprocessing_of(folder, views) == known._replace(crop_pct=0.9, crop_mode="center", interpolation="bicubic")
     assert preprocessing_of(CIFAR100DataModule(), views) == known._replace(crop_pct=1.0)
     assert preprocessing_of(None, views) == known
-
-
-def test_the_classes() -> None:
-    data = DigitsDataModule()
-    data.setup()
-    assert classes_of(data, 10) == [str(digit) for digit in range(10)]
-    assert classes_of(None, 2) == ["0", "1"]
 
 
 def test_training_images_of_all_of_the_set_are_shown_as_in_the_test() -> None:

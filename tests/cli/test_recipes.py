@@ -38,7 +38,7 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     program = folder / "python"
     program.write_text(STAND_IN.format(python=sys.executable, code=code))
     program.chmod(0o755)
-    monkeypatch.setattr(recipes.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
 
 
 def test_found_in_a_folder_above_the_config(config: Path) -> None:

@@ -73,6 +73,7 @@ def test_what_is_asked_for(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["report", "nowhere"], "nowhere is neither the folder of a run nor one of finished runs"),
         (["report", "runs/e", "--outputs=o"], "report has no option --outputs"),
+        (["report", "runs/e", "--out=o"], "report has no option --out"),
     ],
 )
 def test_a_mistake_is_named(

@@ -50,6 +50,7 @@ def make(tmp_path: Path) -> Any:
             student_profile=SMALL,
             teacher_profile=None if teacher is None else LARGE,
             cka=None,
+            temperature=None,
             best_top1=best,
         )
 

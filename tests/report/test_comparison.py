@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kd_lightning.report.comparison import compare, difference, temperature_of
+from kd_lightning.report.comparison import compare, difference
 from kd_lightning.report.methods import Method
 
 RIGHT = [0, 1, 2, 0, 1]
@@ -53,14 +53,18 @@ def test_what_is_written_is_complete(make: Any) -> None:
     assert "| kd | 1 | 80.00 |" in text
 
 
-@pytest.mark.parametrize(
-    ("criteria", "expected"),
-    [
-        (None, None),
-        ({"ce": {"loss": "CrossEntropy"}}, None),
-        ({"ce": {"loss": {"class_path": "CrossEntropy"}}, "kd": {"loss": {"init_args": {"temperature": 4}}}}, 4.0),
-        ({"kd": {"loss": {"init_args": {"temperature": {"class_path": "Learnt"}}}}}, None),
-    ],
-)
-def test_the_temperature_is_that_of_a_term_that_states_one(criteria: Any, expected: float | None) -> None:
-    assert temperature_of({"model": {"init_args": {"criteria": criteria}}}) == expected
+def test_soft_targets_are_looked_at_where_they_are_learnt(make: Any) -> None:
+    kd = make("kd", [0, 1, 2, 0, 2], RIGHT)
+    kd = kd._replace(teacher=kd.teacher * 10)  # as sure as can be
+    names = {
+        temperature: [flag.name for flag in compare([kd._replace(temperature=temperature)]).flags["kd"]]
+        for temperature in (None, 1.0, 100.0)
+    }
+    assert "near one-hot soft targets" in names[1.0]
+    assert "near one-hot soft targets" not in names[None] + names[100.0]
+
+
+def test_peers_that_differ_are_not_set_against_each_other(make: Any) -> None:
+    a, b = ({"a": {"network": {"name": name}}} for name in ("small", "large"))
+    runs = [make("one", RIGHT, peers=a), make("other", RIGHT, peers=b), make("third", RIGHT, peers=a, weight=2)]
+    assert [(each.first, each.second) for each in compare(runs).differences] == [("third", "one")]
