@@ -23,6 +23,8 @@ from kd_lightning.distillers import OfflineDistiller, Term, Window
 from kd_lightning.losses import CRD, VID, CrossEntropy, CurriculumTemperature, Hint, SoftTarget
 from kd_lightning.models import FrozenTeacher
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     """No BatchNorm, which would see another batch on each rank."""

@@ -23,6 +23,8 @@ from kd_lightning.datamodules import DigitsDataModule
 from kd_lightning.distillers import DML, KDCL, Codistillation, GroupedDDP, OnlineDistiller, Peer, Term, Window
 from kd_lightning.losses import CrossEntropy, Hint, SoftTarget
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     """No BatchNorm, which would see another batch on each rank; a buffer that counts its trained forwards."""

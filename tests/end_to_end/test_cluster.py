@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "configs/cluster"
 TEACHER = REPOSITORY / "configs/digits/supervised/teacher.yaml"
@@ -25,6 +27,7 @@ def with_venv() -> dict[str, str]:
     return known | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes(tmp_path: Path) -> None:
     port, options = str(free_port()), ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--experiment=e"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=3"]

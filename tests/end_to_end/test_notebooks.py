@@ -65,6 +65,7 @@ def test_the_quickstart_compares_a_student_alone_and_distilled(tmp_path: Path) -
     assert min(alone, distilled) > 80
 
 
+@pytest.mark.slow
 def test_answers_grow_softer_with_the_temperature_and_tell_less_after_label_smoothing(tmp_path: Path) -> None:
     lines = lines_of("02_dark_knowledge.ipynb", tmp_path)
     begin = next(number for number, line in enumerate(lines) if "entropy of those" in line) + 1
@@ -116,6 +117,7 @@ def test_every_generation_and_ensemble_is_reported_beside_independent_networks(t
     assert min(row(lines, "independent")[:2]) > 75
 
 
+@pytest.mark.slow
 def test_both_heads_are_reported_and_their_tokens_come_together(tmp_path: Path) -> None:
     lines = lines_of("05_deit_tokens.ipynb", tmp_path)
     rows = {name: [figures(line) for line in lines if line.startswith(f"{name} ")] for name in ("hard", "soft")}
