@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Distil for three epochs in float64 by losses that learn or remember; write what each rank holds at the end."""
 import sys
@@ -22,8 +23,6 @@ from kd_lightning.datamodules import DigitsDataModule
 from kd_lightning.distillers import OfflineDistiller, Term, Window
 from kd_lightning.losses import CRD, VID, CrossEntropy, CurriculumTemperature, Hint, SoftTarget
 from kd_lightning.models import FrozenTeacher
-
-pytestmark = pytest.mark.slow
 
 
 class Net(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Train peers in float64, one case after another; write what each rank holds at the end of each."""
 import copy
@@ -22,8 +23,6 @@ from torch import nn
 from kd_lightning.datamodules import DigitsDataModule
 from kd_lightning.distillers import DML, KDCL, Codistillation, GroupedDDP, OnlineDistiller, Peer, Term, Window
 from kd_lightning.losses import CrossEntropy, Hint, SoftTarget
-
-pytestmark = pytest.mark.slow
 
 
 class Net(nn.Module):
