@@ -16,7 +16,7 @@ from kd_lightning.distillers.offline import OfflineDistiller
 from kd_lightning.distillers.online import OnlineDistiller
 from kd_lightning.distillers.peers import Peer
 from kd_lightning.distillers.quiet_ddp import QuietDDP
-from kd_lightning.distillers.schedules import Constant, Piecewise, Ramp, Schedule, Window
+from kd_lightning.distillers.schedules import Complement, Constant, Piecewise, Ramp, Schedule, Window
 
 __all__ = [
     "DML",
@@ -26,6 +26,7 @@ __all__ = [
     "Classifier",
     "Codistillation",
     "Collaboration",
+    "Complement",
     "Constant",
     "Criteria",
     "DataFreeDistiller",

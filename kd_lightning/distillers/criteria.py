@@ -1,13 +1,13 @@
 """Criteria: named, weighted terms; the YAML is the formula."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
-from kd_lightning.distillers.schedules import Constant, Schedule
+from kd_lightning.distillers.schedules import Complement, Constant, Schedule
 from kd_lightning.losses.base import MAY_BE_UNKNOWN, NEEDS, OF_THE_BATCH, OF_THE_RUN, Loss
 from kd_lightning.models import Outputs
 from kd_lightning.models.tap_plan import TapPlan, several
@@ -89,6 +89,22 @@ def _seen(outputs: Mapping[str, Outputs], views: Sequence[str], taps: str | Sequ
     return [value for name in views for value in several(_picked(outputs[name], taps))]
 
 
+def tied(terms: Mapping[str, Term]) -> dict[str, Term]:
+    """The terms, with what each `Complement` weighs beside the others.
+
+    Raises:
+        ValueError: if there is nothing that it could be the complement of.
+    """
+    weights, found = {name: term.schedule() for name, term in terms.items()}, dict(terms)
+    for name, term in terms.items():
+        if isinstance(term.weight, Complement):
+            try:
+                found[name] = replace(term, weight=term.weight.beside(weights))
+            except ValueError as error:
+                raise ValueError(f"criteria.{name}: {error}") from error
+    return found
+
+
 def shapes_of(plan: TapPlan | None, taps: Sequence[str]) -> list[tuple[int, ...]]:
     """Shapes of the parts of a term's taps, in order."""
     return [] if plan is None else [shape for name in taps for shape in several(plan.shapes[name])]
@@ -137,7 +153,7 @@ class Criteria(nn.Module):
                 raise ValueError(
                     f"criteria must not have a term called {name!r}: it is the name of the sum, or has a dot"
                 )
-        self.terms = dict(terms)
+        self.terms = tied(terms)
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
         self._views = frozenset(view for term in terms.values() for view in term.student_looks())
         self._facts: dict[str, dict[str, object]] = {}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from kd_lightning.distillers.criteria import DEFAULT, Criteria, Term
-from kd_lightning.distillers.schedules import Schedule
+from kd_lightning.distillers.schedules import Complement, Schedule
 
 SHORT = {"temperature": "T"}
 
@@ -51,6 +51,15 @@ def looks(term: Mapping[str, Any]) -> str:
     return f"[{', '.join(found)}]" if found else ""
 
 
+def weight_of(term: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What a term weighs, among those of its ``criteria``; of a `Complement`, 1 less what the other one weighs."""
+    weight = term.get("weight", 1.0)
+    if isinstance(weight, Mapping) and short(str(weight.get("class_path"))) == Complement.__name__:
+        other = config[weight["init_args"]["of"]].get("weight", 1.0)
+        return f"(1 - {text(other)})" if isinstance(other, Mapping) else text(1 - other)
+    return text(weight)
+
+
 def formula_of(config: Mapping[str, Any]) -> str:
     """The formula of a ``criteria`` mapping of a configuration; a schedule stands in its weight's place.
 
@@ -59,7 +68,7 @@ def formula_of(config: Mapping[str, Any]) -> str:
     """
     terms = []
     for term in config.values():
-        loss, weight = term["loss"], text(term.get("weight", 1.0))
+        loss, weight = term["loss"], weight_of(term, config)
         factor = "" if weight == "1" else f"{weight} · "
         terms.append(factor + (short(loss) if isinstance(loss, str) else text(loss)) + looks(term))
     return " + ".join(terms).replace(" + -", " - ")

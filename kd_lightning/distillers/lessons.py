@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from kd_lightning.distillers.criteria import Criteria, Term
+from kd_lightning.distillers.criteria import Criteria, Term, tied
 from kd_lightning.distillers.schedules import Schedule
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.models import Outputs, TapPlan
@@ -79,7 +79,7 @@ class Lessons:
         self.learner_of: dict[str, str] = {}
         flat: dict[str, Term] = {}
         for learner, own in terms.items():
-            for name, term in own.items():
+            for name, term in tied(own).items():
                 if term.views is not None or term.teacher_views is not None:
                     raise ValueError(
                         f"criteria.{name}: among peers a term has one view, got views {term.views} and teacher_views "

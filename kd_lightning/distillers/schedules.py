@@ -6,8 +6,8 @@ checkpoint would restore those of the old one, which is refused.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kd_lightning.length import Length, check_length, epochs_of
 
@@ -125,3 +125,43 @@ class Piecewise(Schedule):
     def __call__(self, epoch: int, epochs: int | None) -> float:
         """The weight in an epoch, counted from 0, of so many."""
         return self.weights[sum(epochs_of(start, epochs) <= epoch for start in self.starts)]
+
+
+@dataclass
+class Complement(Schedule):
+    """1 less the weight of another term, in every epoch: (1 - alpha) of the labels beside alpha of the teacher.
+
+    One number, or one schedule, then moves the whole mixture, in a sweep over alpha as in a training that hands over
+    from the teacher to the labels (Clark et al., "BAM! Born-Again Multi-Task Networks", ACL 2019, "teacher annealing").
+
+    Args:
+        of: Name of the other term, whose weight is in [0, 1].
+    """
+
+    of: str
+    _other: Schedule | None = field(default=None, init=False, repr=False)
+
+    def beside(self, weights: Mapping[str, Schedule]) -> float | Schedule:
+        """The weight among others, by the names of their terms; a number where the other one is.
+
+        Raises:
+            ValueError: if there is no such term, it is a complement too, or its weight is not in [0, 1].
+        """
+        if self._other is not None:
+            return self
+        if self.of not in weights:
+            raise ValueError(f"weight is the complement of {self.of!r}, which is no term; there are {sorted(weights)}")
+        other = weights[self.of]
+        if isinstance(other, Complement):
+            raise ValueError(f"weight is the complement of {self.of!r}, whose weight is a complement too")
+        tied = Complement(self.of)
+        tied._other = other
+        return tied(0, None) if isinstance(other, Constant) else tied
+
+    def __call__(self, epoch: int, epochs: int | None) -> float:
+        """1 less the other weight in an epoch, counted from 0, of so many."""
+        if self._other is None:
+            raise ValueError(f"the complement of {self.of!r} has a weight only beside that term, among criteria")
+        if not 0 <= (weight := self._other(epoch, epochs)) <= 1:
+            raise ValueError(f"{self.of!r} must weigh 0 to 1 where another term is its complement, got {weight:g}")
+        return 1 - weight

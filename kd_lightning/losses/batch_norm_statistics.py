@@ -33,10 +33,11 @@ def batch_norm_statistics(statistics: Sequence[Tensor]) -> Tensor:
 
 
 class BatchNormStatistics(Loss):
-    """The statistics of generated images at the inputs of the teacher's batch normalisation are to be its own.
+    """Sum over the teacher's batch normalisations of ||mean - running mean||_2 + ||variance - running variance||_2.
 
-    Its tap, ``batch_norms``, is given by `DataFreeDistiller`. The statistics are of the batch: on several devices,
-    each device's own.
+    So the statistics of generated images at their inputs are to be those of the training images. The tap,
+    ``batch_norms``, is given by `DataFreeDistiller`. The statistics are of the batch: on several devices, each
+    device's own.
 
     Source: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, eq. 4.
     """

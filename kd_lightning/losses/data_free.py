@@ -132,7 +132,8 @@ class Activation(Loss):
 class ClassBalance(Loss):
     """A batch of generated images is to be of all classes: sum of q log q, q the mean of p_t over the batch.
 
-    It is over the samples of the batch: on several devices, each device's own.
+    It is over the samples of the batch: on several devices, each device's own. The logarithm is the natural one, where
+    the authors' code takes log10: their weight of 5 is 2.17 here.
 
     Source: Chen et al., "Data-Free Learning of Student Networks", ICCV 2019 (DAFL), eq. 5.
     """
@@ -145,13 +146,13 @@ class ClassBalance(Loss):
 
 
 class Discrepancy(Loss):
-    """A generated image is to be one that the student gets wrong: minus the distance of both answers.
+    """A generated image is to be one that the student gets wrong: minus the mean of |z_s - z_t|, or T^2 KL(p_t || p_s).
 
     Sources: Fang et al., "Data-Free Adversarial Distillation", 2019, eq. 4, for ``l1``; Choi et al., "Data-Free Network
     Quantization with Adversarial Knowledge Distillation", CVPR Workshops 2020 (DFQ), eq. 8, for ``kl``.
 
     Args:
-        measure: ``l1`` or ``kl``.
+        measure: ``l1``, the distance of the logits, or ``kl``.
         temperature: T > 0 of ``kl``.
     """
 

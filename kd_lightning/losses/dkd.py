@@ -62,8 +62,8 @@ class DKD(Loss):
 
     Args:
         alpha: Weight of the target class's part, >= 0.
-        beta: Weight of the other classes' part, >= 0. The paper takes 2, 6 or 8 by the pair on CIFAR-100, the less the
-            surer the teacher is of its student's reach; 0.5 or 2 on ImageNet.
+        beta: Weight of the other classes' part, >= 0. The paper takes 2, 6 or 8 by the pair on CIFAR-100, more for a
+            teacher that is surer of its answers; 0.5 or 2 on ImageNet.
         temperature: T > 0; 4 on CIFAR-100, 1 on ImageNet.
         standardize: z-score both logits per sample first (`standardized`).
     """

@@ -142,7 +142,10 @@ def test_a_teacher_without_a_network_is_known_by_its_class(
     assert rows["teacher"] == "MovingAverageTeacher"
 
 
-def test_peers_and_generations_say_who_teaches(loader: DataLoader[Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_peers_and_generations_say_who_teaches(
+    loader: DataLoader[Any], caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the weights of the generations go
     peers = {"a": Peer(Says()), "b": Peer(Says(False))}
     fitted(OnlineDistiller(peers, DML(), SGD, terms(), num_classes=4), loader, RunCard())
     student = Network("cifar_resnet8", {"widths": [2, 2, 4, 8]})

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
-from kd_lightning.distillers import Criteria, Ramp, Schedule, Term, Window
+from kd_lightning.distillers import Complement, Criteria, Ramp, Schedule, Term, Window
+from kd_lightning.distillers.lessons import Lessons
 from kd_lightning.distillers.unreached import reached
 from kd_lightning.losses import CrossEntropy, Hint, Loss, SoftTarget
 from kd_lightning.losses.base import Shapes
@@ -495,3 +496,26 @@ def test_building_draws_nothing_from_the_generator_of_the_run() -> None:
     before = torch.get_rng_state()
     Criteria({"hint": Term(Hint())}).build(MAPS, MAPS)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_complement_follows_the_other_term_at_its_name() -> None:
+    criteria = Criteria(
+        {"ce": Term(CrossEntropy(), Complement("kd"), teacher=None), "kd": Term(SoftTarget(), Window(0.75, end=1))}
+    )
+    assert [criteria.active(epoch) for epoch in range(2)] == [{"ce": 0.25, "kd": 0.75}, {"ce": 1.0}]
+    assert (
+        Criteria({"ce": Term(CrossEntropy(), Complement("gap")), "gap": Term(Gap(), 0.75)}).terms["ce"].weight == 0.25
+    )
+    with pytest.raises(ValueError, match=r"criteria.ce: weight is the complement of 'kd', which is no term"):
+        Criteria({"ce": Term(CrossEntropy(), Complement("kd"))})
+
+
+def test_among_peers_it_is_the_complement_of_all_teachers_together() -> None:
+    def weights(of_kd: float | Schedule) -> dict[str, float]:
+        terms = {"ce": Term(CrossEntropy(), Complement("kd"), teacher=None), "kd": Term(SoftTarget(), of_kd)}
+        lessons = Lessons({"a": terms, "b": terms}, {"a": ["b", "c"], "b": ["a"]})
+        assert lessons.here is not None
+        return lessons.here.active(0)
+
+    expected = {"a_ce": 0.25, "a_kd_from_b": 0.375, "a_kd_from_c": 0.375, "b_ce": 0.25, "b_kd": 0.75}
+    assert weights(0.75) == weights(Window(0.75)) == expected

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from torch import nn
 
-from kd_lightning.distillers import Criteria, Piecewise, Ramp, Schedule, Term, Window
+from kd_lightning.distillers import Complement, Criteria, Piecewise, Ramp, Schedule, Term, Window
 from kd_lightning.distillers.formula import formula, formula_of, formulas_of
 from kd_lightning.losses import CRD, DKD, RKD, CrossEntropy, CurriculumTemperature, MultiLevelKD, SoftTarget
 
@@ -144,6 +144,25 @@ def test_a_ramp_stands_in_the_place_of_its_weight() -> None:
     assert formula(Criteria({"kd": Term(DKD(), weight=Ramp(0.6, 20))})) == (
         "Ramp(weight=0.6, epochs=20) · DKD(alpha=1, beta=8, T=4)"
     )
+
+
+@pytest.mark.parametrize(
+    ("weight", "stated", "expected"),
+    [
+        (0.9, 0.9, "0.1 · CrossEntropy + 0.9 · SoftTarget(T=4)"),
+        (
+            Ramp(0.6, 20),
+            {"class_path": "Ramp", "init_args": {"weight": 0.6, "epochs": 20}},
+            "(1 - Ramp(weight=0.6, epochs=20)) · CrossEntropy + Ramp(weight=0.6, epochs=20) · SoftTarget(T=4)",
+        ),
+    ],
+)
+def test_a_complement_is_what_the_other_term_leaves(weight: float | Ramp, stated: Any, expected: str) -> None:
+    terms = {"ce": Term(CrossEntropy(), Complement("kd"), teacher=None), "kd": Term(SoftTarget(), weight)}
+    assert formula(Criteria(terms)) == expected
+    rest = {"class_path": "kd_lightning.distillers.Complement", "init_args": {"of": "kd"}}
+    kd = {"loss": of("SoftTarget", temperature=4.0), "weight": stated}
+    assert formula_of({"ce": {"loss": "CrossEntropy", "weight": rest}, "kd": kd}) == expected
 
 
 def test_every_configuration_has_a_formula() -> None:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from kd_lightning.distillers import Constant, Piecewise, Ramp, Schedule, Window
+from kd_lightning.distillers import Complement, Constant, Piecewise, Ramp, Schedule, Window
 from kd_lightning.length import epochs_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -239,3 +239,40 @@ def test_a_stage_before_the_training_has_a_length_of_its_own() -> None:
         found = lengths(CONFIGS / f"cifar100/offline/{name}.yaml")
         assert found
         assert all(type(length) is int and length == 30 for _, length in found), name
+
+
+def test_the_complement_of_a_number_is_a_number_and_of_a_schedule_follows_it() -> None:
+    assert Complement("kd").beside({"kd": Constant(0.75)}) == 0.25
+    falling = Complement("kd").beside({"ce": Complement("kd"), "kd": Piecewise([1.0, 0.5, 0.0], [1, 2])})
+    assert isinstance(falling, Schedule)
+    assert [falling(epoch, None) for epoch in range(4)] == [0.0, 0.5, 1.0, 1.0]
+    half = Complement("kd").beside({"kd": Ramp(1.0, 0.5)})
+    assert isinstance(half, Schedule)
+    assert [half(epoch, 4) for epoch in range(3)] == [0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"dkd": Constant(0.5)}, r"complement of 'kd', which is no term; there are \['dkd'\]"),
+        ({"kd": Complement("ce")}, "'kd', whose weight is a complement too"),
+        ({"kd": Constant(1.5)}, "'kd' must weigh 0 to 1 where another term is its complement, got 1.5"),
+        ({"kd": Constant(-0.5)}, "got -0.5"),
+    ],
+)
+def test_what_has_no_complement_is_an_error(weights: dict[str, Schedule], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Complement("kd").beside(weights)
+
+
+def test_a_schedule_that_leaves_0_to_1_has_no_complement_there() -> None:
+    schedule = Complement("kd").beside({"kd": Piecewise([1.0, 2.0], [3])})
+    assert isinstance(schedule, Schedule)
+    assert schedule(2, None) == 0.0
+    with pytest.raises(ValueError, match="'kd' must weigh 0 to 1 .* got 2"):
+        schedule(3, None)
+
+
+def test_alone_a_complement_weighs_nothing_that_is_known() -> None:
+    with pytest.raises(ValueError, match="the complement of 'kd' has a weight only beside that term"):
+        Complement("kd")(0, 10)
