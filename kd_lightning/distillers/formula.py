@@ -54,8 +54,9 @@ def looks(term: Mapping[str, Any]) -> str:
 def weight_of(term: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """What a term weighs, among those of its ``criteria``; of a `Complement`, 1 less what the other one weighs."""
     weight = term.get("weight", 1.0)
-    if isinstance(weight, Mapping) and short(str(weight.get("class_path"))) == Complement.__name__:
-        other = config[weight["init_args"]["of"]].get("weight", 1.0)
+    complement = isinstance(weight, Mapping) and short(str(weight.get("class_path"))) == Complement.__name__
+    if complement and (tied := config.get(weight["init_args"]["of"])):
+        other = tied.get("weight", 1.0)
         return f"(1 - {text(other)})" if isinstance(other, Mapping) else text(1 - other)
     return text(weight)
 

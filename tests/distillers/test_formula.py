@@ -162,6 +162,7 @@ def test_a_complement_is_what_the_other_term_leaves(weight: float | Ramp, stated
     assert formula(Criteria(terms)) == expected
     rest = {"class_path": "kd_lightning.distillers.Complement", "init_args": {"of": "kd"}}
     kd = {"loss": of("SoftTarget", temperature=4.0), "weight": stated}
+    assert formula_of({"a_ce": {"loss": "CrossEntropy", "weight": rest}}) == "Complement(of=kd) · CrossEntropy"
     assert formula_of({"ce": {"loss": "CrossEntropy", "weight": rest}, "kd": kd}) == expected
 
 
