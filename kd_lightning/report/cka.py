@@ -1,7 +1,6 @@
 """Centred kernel alignment: how alike the features of two networks are."""
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from kd_lightning.models.tap_plan import TapPlan, plan, several
@@ -56,7 +55,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     return aligned(x @ x.T, y @ y.T)
 
 
-def stage_cka(student: nn.Module, teacher: nn.Module, images: Tensor, teacher_images: Tensor) -> Tensor | None:
+def stage_cka(student: nn.Module, teacher: nn.Module, images: Tensor, teacher_images: Tensor) -> Tensor:
     """Linear CKA between the maps at the ends of the stages of two networks.
 
     The maps are flattened; where one of them has more than `LARGE` values for an image, all are averaged over their
@@ -70,19 +69,15 @@ def stage_cka(student: nn.Module, teacher: nn.Module, images: Tensor, teacher_im
         teacher_images: The same images as the teacher sees them.
 
     Returns:
-        float64 ``[S, T]`` on the CPU; None where a network has no stages, which is then told why.
+        float64 ``[S, T]`` on the CPU.
 
     Raises:
-        ValueError: if there are not as many images of one as of the other, or fewer than two.
+        ValueError: if a network has no stages, there are not as many images of one as of the other, or fewer than two.
     """
     if len(images) != len(teacher_images) or len(images) < 2:
         raise ValueError(f"two images at least are needed for both, got {len(images)} and {len(teacher_images)}")
     pairs = (student, images), (teacher, teacher_images)
-    try:
-        plans = [plan(network, [STAGES], tuple(seen.shape[1:])) for network, seen in pairs]
-    except ValueError as reason:
-        rank_zero_info(f"CKA of stages is left out: {reason}")
-        return None
+    plans = [plan(network, [STAGES], tuple(seen.shape[1:])) for network, seen in pairs]
     pooled = any(torch.Size(shape[1:]).numel() > LARGE for each in plans for shape in several(each.shapes[STAGES]))
     own, others = (_kernels(*pair, each, pooled) for pair, each in zip(pairs, plans, strict=True))
     return torch.stack([torch.stack([aligned(kernel, other) for other in others]) for kernel in own])

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -18,7 +19,7 @@ class Cost(NamedTuple):
 def cost(network: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
     """The cost of a network for one image ``[C, H, W]``; its mode and weights stay as they are."""
     training = network.training
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not counted
         network.eval()(torch.zeros(1, *image_shape))
     network.train(training)
     return Cost(sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops() // 2)

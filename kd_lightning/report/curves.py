@@ -1,6 +1,7 @@
 """Learning curves, read from the runs' metrics files."""
 
 import csv
+from collections import Counter
 
 from kd_lightning.run_folder import RunFolder
 
@@ -20,7 +21,16 @@ def logged(folder: RunFolder) -> list[str]:
         return [name for name in next(csv.reader(file), []) if name not in NO_FIGURES]
 
 
-def curve(folder: RunFolder, figure: str) -> tuple[list[int], list[float]]:
-    """Epochs and values of one figure of a run, where it was logged."""
+def curve(folder: RunFolder, figure: str) -> tuple[list[float], list[float]]:
+    """Places in epochs, and values, of one figure of a run, where it was logged.
+
+    Of n values of an epoch the k-th is at the epoch + k / n: at 1 the first epoch is over.
+    """
     rows = [row for row in _rows(folder) if row.get(figure)]
-    return [int(row["epoch"]) for row in rows], [float(row[figure]) for row in rows]
+    epochs = [int(row["epoch"]) for row in rows]
+    many, so_far = Counter(epochs), Counter[int]()
+    places = []
+    for epoch in epochs:
+        so_far[epoch] += 1
+        places.append(epoch + so_far[epoch] / many[epoch])
+    return places, [float(row[figure]) for row in rows]

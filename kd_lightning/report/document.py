@@ -3,7 +3,7 @@
 from importlib import metadata
 
 from kd_lightning.report.comparison import Comparison
-from kd_lightning.report.methods import Row
+from kd_lightning.report.methods import Method, Row, tested_on
 from kd_lightning.report.page import Callout, Headline, Report, page
 from kd_lightning.report.sections import (
     accuracy,
@@ -14,6 +14,7 @@ from kd_lightning.report.sections import (
     features,
     learning_curves,
     missed,
+    parts,
 )
 
 
@@ -34,13 +35,26 @@ def headlines(rows: list[Row]) -> list[Headline]:
     return shown
 
 
+def images(methods: list[Method]) -> str:
+    """How many test images of how many classes there are, for each set of them."""
+    sets: dict[object, list[Method]] = {}
+    for method in methods:
+        sets.setdefault(tested_on(method), []).append(method)
+    said = []
+    for same in sets.values():
+        run, names = same[0].runs[0], ", ".join(method.name for method in same)
+        of_whom = f" ({names})" if len(sets) > 1 else ""
+        said.append(f"{len(run.target):,} test images of {len(run.classes)} classes{of_whom}")
+    return "; ".join(said)
+
+
 def as_page(comparison: Comparison) -> str:
     """A comparison as one HTML file that needs nothing else."""
     methods = [row.method for row in comparison.rows]
     runs = sum(len(method.runs) for method in methods)
-    first = methods[0].runs[0]
     sections = [
         *accuracy(comparison),
+        *parts(comparison),
         *differences(comparison),
         *learning_curves(methods),
         *calibration(methods),
@@ -52,7 +66,7 @@ def as_page(comparison: Comparison) -> str:
     return page(
         Report(
             "Distillation report",
-            f"{len(methods)} methods, {runs} runs, {len(first.target):,} test images of {len(first.classes)} classes.",
+            f"{len(methods)} methods, {runs} runs, {images(methods)}. {comparison.tested()}",
             headlines(list(comparison.rows)),
             [Callout(f"{name}: {flag.name}.", flag.said) for name, found in comparison.flags.items() for flag in found],
             sections,

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.distillers import Distiller
+from kd_lightning.distillers.criteria import Criteria
 from kd_lightning.distillers.data_facts import class_names, views_of
 from kd_lightning.distillers.evaluating import Answers
 from kd_lightning.distillers.notable_images import Notable, NotableImages
 from kd_lightning.distillers.onlooker import Onlooker
-from kd_lightning.distillers.teaching import temperatures
+from kd_lightning.distillers.teaching import HasTemperature, temperatures
 from kd_lightning.models import FrozenTeacher
 from kd_lightning.models.taps import LOGITS
 from kd_lightning.report.cka import stage_cka
@@ -40,6 +41,7 @@ class Examined(NamedTuple):
         run: Its folder.
         config: Its ``config.yaml``.
         classes: Their names.
+        rows: Of the test images in their data set, int64 ``[M]``.
         target: Labels of the test images, int64 ``[M]``.
         student: The student's logits, float32 ``[M, C]``.
         teacher: The teacher's; None where there is none.
@@ -48,14 +50,16 @@ class Examined(NamedTuple):
         unsure: Images of which the teacher, or without one the student, is least sure.
         student_profile: What the student costs.
         teacher_profile: What the teacher costs; None where no frozen network answers.
-        cka: Where features are matched.
-        temperature: That soft targets are learnt at, of the first term that has a fixed one; None where none has.
+        cka: Where features are matched; in words why not, where they cannot be compared.
+        soft_targets: Whether soft targets are learnt.
+        temperature: That they are learnt at, of the first term that has a fixed one; None where none has.
         best_top1: Test top-1 of the best checkpoint in [0, 1]; None where the run kept none.
     """
 
     run: RunFolder
     config: Mapping[str, Any]
     classes: Sequence[str]
+    rows: Tensor
     target: Tensor
     student: Tensor
     teacher: Tensor | None
@@ -64,9 +68,23 @@ class Examined(NamedTuple):
     unsure: Sequence[Notable]
     student_profile: Profile
     teacher_profile: Profile | None
-    cka: Cka | None
+    cka: Cka | str | None
+    soft_targets: bool
     temperature: float | None
     best_top1: float | None = None
+
+
+@runtime_checkable
+class HasTemperatures(Protocol):
+    """A loss that softens what it compares in several ways."""
+
+    temperatures: object
+
+
+def learns_soft_targets(criteria: Criteria) -> bool:
+    """Whether a term softens the teacher's logits: at one temperature or several, fixed or learnt."""
+    asking = [term.loss for term in criteria.terms.values() if LOGITS in term.teacher_taps()]
+    return any(isinstance(loss, HasTemperature | HasTemperatures) for loss in asking)
 
 
 def frozen_networks(module: Distiller) -> list[tuple[FrozenTeacher, nn.Module]]:
@@ -95,13 +113,14 @@ class Examiner(Onlooker):
         self._answers: list[Answers] = []
         self._images: list[Tensor] = []
         self._costs: tuple[Profile, Profile | None] | None = None
-        self._cka: Cka | None = None
+        self._cka: Cka | str | None = None
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Learn what the data is, and at which temperature the student learns from the teacher."""
+        """Learn what the data is, and how the student learns from the teacher."""
         module, views = cast(Distiller, pl_module), views_of(trainer)
         self._notable = NotableImages(views.mean, views.std, MISSED, UNSURE)
         self._classes = class_names(getattr(trainer, "datamodule", None), cast(int, module.num_classes))
+        self._soft_targets = learns_soft_targets(module.criteria)
         stated = temperatures(module.criteria).values()
         self._temperature = next((each for each in stated if each is not None), None)
 
@@ -110,9 +129,11 @@ class Examiner(Onlooker):
         self._notable.note(answers)
         if sum(map(len, self._images)) < CKA_IMAGES:
             self._images.append(answers.batch.image)
+        seen, index = sum(len(each.student) for each in self._answers), answers.batch.index
+        rows = torch.arange(seen, seen + len(answers.student)) if index is None else index.cpu()
         self._answers.append(
             Answers(
-                Batch({}, answers.batch.target.cpu()),
+                Batch({}, answers.batch.target.cpu(), rows),
                 answers.student.float().cpu(),
                 {name: part.float().cpu() for name, part in answers.parts.items()},
                 None if answers.teacher is None else answers.teacher.float().cpu(),
@@ -129,14 +150,14 @@ class Examiner(Onlooker):
         if len(teachers) == 1 and matches_features(module):
             self._cka = self._compared(module.fresh_student(), student, *teachers[0])
 
-    def _compared(self, before: nn.Module, after: nn.Module, teacher: FrozenTeacher, network: nn.Module) -> Cka | None:
+    def _compared(self, before: nn.Module, after: nn.Module, teacher: FrozenTeacher, network: nn.Module) -> Cka | str:
         images = torch.cat(self._images)[:CKA_IMAGES].cpu().float()
         its_images, its_network = teacher.adapter(images), copy.deepcopy(network).cpu().float()
-        first, last = (
-            stage_cka(student, its_network, images, its_images)
-            for student in (before, copy.deepcopy(after).cpu().float())
-        )
-        return None if first is None or last is None else Cka(first, last)
+        students = before, copy.deepcopy(after).cpu().float()
+        try:
+            return Cka(*(stage_cka(student, its_network, images, its_images) for student in students))
+        except ValueError as reason:
+            return str(reason)
 
     def examined(self) -> Examined:
         """What was seen.
@@ -151,6 +172,7 @@ class Examiner(Onlooker):
             self.run,
             yaml.safe_load(self.run.config.read_text()),
             self._classes,
+            torch.cat([cast(Tensor, each.batch.index) for each in self._answers]),
             torch.cat([each.batch.target for each in self._answers]),
             torch.cat([each.student for each in self._answers]),
             torch.cat(told) if (told := [each.teacher for each in self._answers if each.teacher is not None]) else None,
@@ -159,5 +181,6 @@ class Examiner(Onlooker):
             self._notable.unsure,
             *self._costs,
             self._cka,
+            self._soft_targets,
             self._temperature,
         )

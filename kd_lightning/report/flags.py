@@ -138,6 +138,7 @@ def flags(
     student: Tensor,
     teacher: Tensor,
     target: Tensor,
+    soft_targets: bool,
     temperature: float | None,
     student_params: int,
     teacher_params: int,
@@ -148,7 +149,8 @@ def flags(
         student: Logits ``[M, C]``, M >= 2.
         teacher: Logits ``[M, C]``.
         target: Labels, int64 ``[M]``.
-        temperature: That soft targets are learnt at; None where none are.
+        soft_targets: Whether soft targets are learnt.
+        temperature: That they are learnt at, where it is one fixed number.
         student_params: Number of parameters, >= 1.
         teacher_params: The same of the teacher.
 
@@ -160,6 +162,10 @@ def flags(
         raise ValueError(f"student and teacher must be [M, C] and target [M], got {shapes}")
     ratio = teacher_params / student_params
     correct = [each.argmax(dim=1) == target for each in (student, teacher)]
-    of_soft_targets = [] if temperature is None else [flattened(teacher), near_one_hot(teacher, temperature)]
-    found = [*of_soft_targets, too_close(correct[0], correct[1], ratio), too_far(student, teacher, target, ratio)]
+    found = [
+        flattened(teacher) if soft_targets else None,
+        near_one_hot(teacher, temperature) if temperature is not None else None,
+        too_close(correct[0], correct[1], ratio),
+        too_far(student, teacher, target, ratio),
+    ]
     return [flag for flag in found if flag is not None]

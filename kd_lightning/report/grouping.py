@@ -35,7 +35,7 @@ ASIDE = frozenset(
         "trainer.num_sanity_val_steps",
     ]
 )
-ONLOOKERS = re.compile(r"(ProgressBar|ModelSummary|Monitor)$")  # callbacks that change nothing
+ONLOOKERS = re.compile(r"(Progress|ProgressBar|ModelSummary|Monitor|WandbReport)$")  # callbacks that change nothing
 ORIGIN = re.compile(f"(.*?)((?:{re.escape(AT_EPOCH)}|{re.escape(OF_PEER)}).*)?")  # a run, and what of it is meant
 
 

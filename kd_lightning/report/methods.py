@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from kd_lightning.distillers.metrics import Evaluation
 from kd_lightning.report.examined import Examined
 
@@ -38,25 +40,41 @@ class Row(NamedTuple):
         method: Whose row it is.
         figures: ``top1`` of the examined checkpoint, ``best_top1`` of the best one, ``loss``, ``ece``, and with a
             teacher ``teacher_top1``, ``agreement``, ``teacher_kl``; see `Evaluation`.
-        gap_recovered: (student - student alone) / (teacher - student alone) of the means; None where no run of the
-            student alone is among the methods, or the teacher is not ahead of it.
+        parts: Head, branch, peer, exit or generation -> ``top1``, ``loss`` and ``ece`` of it.
+        gap_recovered: (student - student alone) / (teacher - student alone) of the means. The student alone is the best
+            method that trains the same student from labels and was tested on the same images; None where there is none,
+            or the teacher is not ahead of it.
         compression: Parameters of the teacher over those of the student; None without a teacher.
         speedup: Latency of the teacher over that of the student, by device and batch.
     """
 
     method: Method
     figures: Mapping[str, Statistic]
+    parts: Mapping[str, Mapping[str, Statistic]]
     gap_recovered: float | None
     compression: float | None
     speedup: Mapping[str, float]
 
 
+def measured(run: Examined, logits: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
+    """The figures of logits ``[M, C]`` for the test images of a run."""
+    evaluation = Evaluation(len(run.classes), teacher=teacher is not None, full=True)
+    evaluation.update(logits, run.target, teacher)
+    return evaluation.compute()
+
+
 def figures_of(run: Examined) -> dict[str, float]:
     """The figures of one run; see `Row`."""
-    evaluation = Evaluation(len(run.classes), teacher=run.teacher is not None, full=True)
-    evaluation.update(run.student, run.target, run.teacher)
-    figures = evaluation.compute()
+    figures = measured(run, run.student, run.teacher)
     return figures if run.best_top1 is None else {**figures, "best_top1": run.best_top1}
+
+
+def parts_of(method: Method) -> dict[str, dict[str, Statistic]]:
+    """The figures of each part over the seeds; see `Row`."""
+    names = dict.fromkeys(name for run in method.runs for name in run.parts)
+    return {
+        name: over_seeds([measured(run, run.parts[name]) for run in method.runs if name in run.parts]) for name in names
+    }
 
 
 def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, Statistic]:
@@ -73,6 +91,11 @@ def student_of(config: Mapping[str, Any]) -> object:
     return {name: (network.get("name"), network.get("kwargs") or {}) for name, network in networks.items()}
 
 
+def tested_on(method: Method) -> frozenset[bytes]:
+    """What a method was tested on, by the labels of the test images of its runs."""
+    return frozenset(run.target.numpy().tobytes() for run in method.runs)
+
+
 def trains_alone(config: Mapping[str, Any]) -> bool:
     """Whether a configuration trains its student from labels alone."""
     return str(config["model"]["class_path"]).rpartition(".")[2] == "Classifier"
@@ -86,12 +109,16 @@ def gap_recovered(student: float, alone: float, teacher: float) -> float | None:
 def rows(methods: Sequence[Method]) -> list[Row]:
     """The comparison of methods, in their order."""
     figures = {method.name: over_seeds([figures_of(run) for run in method.runs]) for method in methods}
-    alone = {
-        str(student_of(method.runs[0].config)): figures[method.name]["top1"].mean
-        for method in methods
-        if trains_alone(method.runs[0].config)
-    }
-    return [_row(method, figures[method.name], alone.get(str(student_of(method.runs[0].config)))) for method in methods]
+    alone: dict[object, float] = {}
+    for method in methods:
+        if trains_alone(method.runs[0].config):
+            reached = figures[method.name]["top1"].mean
+            alone[_task(method)] = max(reached, alone.get(_task(method), reached))
+    return [_row(method, figures[method.name], alone.get(_task(method))) for method in methods]
+
+
+def _task(method: Method) -> object:
+    return str(student_of(method.runs[0].config)), tested_on(method)
 
 
 def _row(method: Method, figures: Mapping[str, Statistic], alone: float | None) -> Row:
@@ -102,10 +129,18 @@ def _row(method: Method, figures: Mapping[str, Statistic], alone: float | None) 
     return Row(
         method,
         figures,
+        parts_of(method),
         recovered,
         None if teacher is None else teacher.params / student.params,
         {} if teacher is None else {name: teacher.latency[name] / time for name, time in student.latency.items()},
     )
+
+
+def _plain(figures: Mapping[str, Statistic]) -> dict[str, object]:
+    return {
+        name: {"mean": figure.mean, "std": figure.std, "values": list(figure.values)}
+        for name, figure in figures.items()
+    }
 
 
 def as_json(row: Row) -> dict[str, object]:
@@ -113,10 +148,8 @@ def as_json(row: Row) -> dict[str, object]:
     first = row.method.runs[0]
     return {
         "runs": [str(run.run.path) for run in row.method.runs],
-        "figures": {
-            name: {"mean": figure.mean, "std": figure.std, "values": list(figure.values)}
-            for name, figure in row.figures.items()
-        },
+        "figures": _plain(row.figures),
+        "parts": {name: _plain(figures) for name, figures in row.parts.items()},
         "gap_recovered": row.gap_recovered,
         "compression": row.compression,
         "speedup": dict(row.speedup),

@@ -37,7 +37,7 @@ def together(profiles: Sequence[Profile]) -> Profile:
 
 
 class Profiler:
-    """Measures each architecture once; equal ones cost the same.
+    """Measures each architecture once; equal ones, by what they print and the shapes of their weights, cost the same.
 
     Args:
         seconds: How long each latency is measured.
@@ -45,11 +45,12 @@ class Profiler:
 
     def __init__(self, seconds: float = 0.3) -> None:
         self.seconds = seconds
-        self._known: dict[tuple[str, tuple[int, ...]], Profile] = {}
+        self._known: dict[object, Profile] = {}
 
     def __call__(self, network: nn.Module, image_shape: tuple[int, int, int]) -> Profile:
         """The profile of a network for images ``[C, H, W]``: of a copy, on the CPU and on a GPU where there is one."""
-        key = str(network), image_shape
+        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        key = str(network), str(shapes), image_shape
         if key not in self._known:
             plain = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format).eval()
             devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

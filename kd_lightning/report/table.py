@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 
 from kd_lightning.report.methods import Row, Statistic
@@ -52,6 +53,17 @@ def reached(rows: Sequence[Row]) -> TableData:
     return TableData(headings, cells)
 
 
+def parts(rows: Sequence[Row]) -> TableData:
+    """What the parts of each method reach on the test images, over its seeds."""
+    shown = {name: REACHED[name] for name in ("top1", "ece")}
+    cells = [
+        [f"{row.method.name}: {part}", *(write(figures[name]) for name, (_, write) in shown.items())]
+        for row in rows
+        for part, figures in row.parts.items()
+    ]
+    return TableData(["", *(heading for heading, _ in shown.values())], cells)
+
+
 def costs(rows: Sequence[Row]) -> TableData:
     """What each method's student costs, and how much less than its teacher."""
     times = list(rows[0].method.runs[0].student_profile.latency)
@@ -91,14 +103,17 @@ def turned(table: TableData) -> TableData:
 
 
 def for_terminal(table: TableData, title: str, columns: int) -> Table:
-    """A table for rich; turned where it is too wide for so many columns of characters, and less so when turned."""
+    """A table for rich; turned where it is too wide for so many columns of characters, and less so when turned.
+
+    Brackets in it are no markup.
+    """
     if width(table) > max(columns, width(turned(table))):
         table = turned(table)
-    made = Table(title=title, title_justify="left")
+    made = Table(title=escape(title), title_justify="left")
     for number, heading in enumerate(table.headings):
-        made.add_column(heading, justify="right" if number else "left", overflow="fold")
+        made.add_column(escape(heading), justify="right" if number else "left", overflow="fold")
     for cells in table.rows:
-        made.add_row(*cells)
+        made.add_row(*map(escape, cells))
     return made
 
 

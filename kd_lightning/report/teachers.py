@@ -10,23 +10,32 @@ from kd_lightning.report.methods import Method
 
 
 class Taught(NamedTuple):
-    """Methods whose first runs have the same teacher, the first of these runs, and the teacher's logits ``[M, C]``."""
+    """Methods whose first runs have the same teacher, and the teacher's logits ``[M, C]``."""
 
-    names: list[str]
-    run: Examined
+    methods: list[Method]
     teacher: Tensor
+
+    @property
+    def run(self) -> Examined:
+        """The first of these runs."""
+        return self.methods[0].runs[0]
+
+    @property
+    def names(self) -> str:
+        """The names of the methods."""
+        return ", ".join(method.name for method in self.methods)
 
 
 def taught(methods: Sequence[Method]) -> list[Taught]:
     """Each different teacher, with the methods that it teaches; two that answer alike are one."""
     found: list[Taught] = []
     for method in methods:
-        run = method.runs[0]
-        if run.teacher is None:
+        teacher = method.runs[0].teacher
+        if teacher is None:
             continue
-        known = next((each for each in found if each.teacher.equal(run.teacher)), None)
+        known = next((each for each in found if each.teacher.equal(teacher)), None)
         if known is not None:
-            known.names.append(method.name)
+            known.methods.append(method)
         else:
-            found.append(Taught([method.name], run, run.teacher))
+            found.append(Taught([method], teacher))
     return found

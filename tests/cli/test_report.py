@@ -1,6 +1,7 @@
 """The command that compares runs, on runs of the digits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_figures_are_those_of_the_tests(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figures_are_those_of_the_tests(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(work)
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    shutil.copytree("runs/e/alone", "runs/e/stopped", ignore=shutil.ignore_patterns("run.json"))
     assert run(["report", "runs/e"]) == 0
+    shutil.rmtree("runs/e/stopped")
+    assert "left out: runs/e/stopped has not finished" in capsys.readouterr().out
     written = json.loads(Path("runs/e/report/report.json").read_text())
     assert {path: path.read_bytes() for path in before} == before, "a report leaves the runs as they are"
     assert {path.name for path in Path("runs/e/report").iterdir()} == {"report.html", "report.json", "report.md"}
@@ -66,6 +72,26 @@ def test_what_is_asked_for(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [run.path.name for run in found.runs] == ["teacher", "alone", "at-seed0", "at-seed1"]
     assert (found.output, found.ckpt, found.options) == (Path("o"), "best", ["--data.init_args.root=d"])
     assert asked(["runs/e/alone"]).output == Path("runs/e/report")
+    mixed = asked(["runs/e/alone", "--data.init_args.root", "d", "--ckpt", "last", "runs/e/teacher"])
+    assert [run.path.name for run in mixed.runs] == ["alone", "teacher"]
+    assert (mixed.ckpt, mixed.options) == ("last", ["--data.init_args.root", "d"])
+
+
+def test_a_run_that_has_not_finished_is_refused_and_told_where_it_is_one_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("done", "stopped"):
+        Path("e", name).mkdir(parents=True)
+        Path("e", name, "config.yaml").touch()
+    Path("e/done/run.json").touch()
+    found = asked(["e"])
+    assert ([run.path.name for run in found.runs], [run.path.name for run in found.unfinished]) == (
+        ["done"],
+        ["stopped"],
+    )
+    assert run(["report", "e/done", "e/stopped"]) == 2
+    assert "e/stopped has not finished: kd-lightning resume e/stopped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_alone_and_distilled_are_the_same_student_trained_equally_long_on_the_sa
 
 def test_the_figures_are_those_of_the_runs(place: Path) -> None:
     results = read(place / "runs/digits/results.json")
-    assert set(results) == {"methods", "differences", "flags", "commit", "seconds"}
+    assert set(results) == {"checkpoint", "methods", "differences", "flags", "commit", "seconds"}
     methods = results["methods"]
     assert list(methods) == list(NAMES)
     for name, method in methods.items():

@@ -58,6 +58,7 @@ def pictures(count: int, noise: torch.Generator) -> dict[str, str]:
         "cka": drawing.cka(torch.rand(3, 4, generator=noise), stages[:3], stages),
         "cka of blocks": drawing.cka(torch.rand(12, 12, generator=noise), stages * 3, stages * 3),
         "soft targets": drawing.soft_targets({"teacher": teacher, "student": student}, classes, target=3),
+        "many soft targets": drawing.soft_targets(dict.fromkeys(METHODS[:6], student), classes, target=3),
     }
 
 
@@ -201,6 +202,7 @@ def test_every_picture_has_its_traces(visit: Visit) -> None:
         "picture of cka": 1,
         "picture of cka of blocks": 1,
         "picture of soft targets": 20,
+        "picture of many soft targets": 60,
     }
     assert classes in {10, 24}
 

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def make(tmp_path: Path) -> Any:
         decisions: list[int],
         teacher: list[int] | None = None,
         best: float | None = None,
+        parts: Mapping[str, list[int]] | None = None,
         **model: Any,
     ) -> Examined:
         folder = RunFolder(tmp_path / name)
@@ -41,15 +43,17 @@ def make(tmp_path: Path) -> Any:
                 "model": {"class_path": f"kd_lightning.distillers.{scheme}", "init_args": init},
             },
             classes=["a", "b", "c"],
+            rows=torch.arange(5),
             target=torch.tensor([0, 1, 2, 0, 1]),
             student=decided(decisions),
             teacher=None if teacher is None else decided(teacher),
-            parts={},
+            parts={part: decided(its_own) for part, its_own in (parts or {}).items()},
             missed=[],
             unsure=[],
             student_profile=SMALL,
             teacher_profile=None if teacher is None else LARGE,
             cka=None,
+            soft_targets=False,
             temperature=None,
             best_top1=best,
         )

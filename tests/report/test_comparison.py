@@ -42,6 +42,13 @@ def test_single_runs_are_compared_over_their_images(make: Any) -> None:
     assert difference(one, Method("other", [shorter])) is None
 
 
+def test_seeds_are_compared_over_the_same_images_alone(make: Any) -> None:
+    one, other = (Method(name, [make(f"{name}{seed}", RIGHT) for seed in (0, 1)]) for name in ("one", "other"))
+    assert difference(one, other) is not None
+    elsewhere = [run._replace(target=run.target.flip(0)) for run in other.runs]
+    assert difference(one, Method("other", elsewhere)) is None
+
+
 def test_what_is_written_is_complete(make: Any) -> None:
     report = compare([make("alone", [0, 1, 2, 1, 2]), make("kd", [0, 1, 2, 0, 2], RIGHT)])
     plain = json.loads(json.dumps(report.as_json()))
@@ -53,6 +60,20 @@ def test_what_is_written_is_complete(make: Any) -> None:
     assert "| kd | 1 | 80.00 |" in text
 
 
+def test_the_checkpoint_is_told(make: Any) -> None:
+    report = compare([make("alone", RIGHT)], "best")
+    assert report.as_json()["checkpoint"] == "best"
+    assert report.as_markdown().startswith("Tested at the best checkpoint of each run.\n\n## What it reaches")
+
+
+def test_parts_have_a_table_where_there_are_some(make: Any) -> None:
+    parts = {"head": [0, 1, 2, 1, 2], "both": RIGHT}
+    report = compare([make("alone", RIGHT), make("deit", RIGHT, parts=parts, rate=1)])
+    table = report.tables()["What its parts reach"]
+    assert [cells[:2] for cells in table.rows] == [["deit: head", "60.00"], ["deit: both", "100.00"]]
+    assert "| deit: head | 60.00 |" in report.as_markdown()
+
+
 def test_soft_targets_are_looked_at_where_they_are_learnt(make: Any) -> None:
     kd = make("kd", [0, 1, 2, 0, 2], RIGHT)
     kd = kd._replace(teacher=kd.teacher * 10)  # as sure as can be
@@ -62,6 +83,13 @@ def test_soft_targets_are_looked_at_where_they_are_learnt(make: Any) -> None:
     }
     assert "near one-hot soft targets" in names[1.0]
     assert "near one-hot soft targets" not in names[None] + names[100.0]
+    smoothed = kd._replace(teacher=kd.teacher / 20)
+    names = {
+        learnt: [flag.name for flag in compare([smoothed._replace(soft_targets=learnt)]).flags["kd"]]
+        for learnt in (False, True)
+    }
+    assert "flattened soft targets" in names[True]
+    assert "flattened soft targets" not in names[False]
 
 
 def test_peers_that_differ_are_not_set_against_each_other(make: Any) -> None:

@@ -1,5 +1,6 @@
 """What a network costs, counted by hand."""
 
+import timm
 import torch
 from torch import nn
 
@@ -23,6 +24,19 @@ def test_the_cost_of_a_strided_grouped_convolution() -> None:
         8 * 2 * 9,
         8 * 2 * 9 * 3 * 3,
     )
+
+
+def test_attention_counts_whether_it_is_fused_or_not() -> None:
+    vit = timm.create_model("deit_tiny_patch16_224", img_size=32, patch_size=4, depth=2, num_classes=10)
+    tokens, width, heads = 65, 192, 3
+    fused = cost(vit, (3, 32, 32)).macs
+    for block in vit.blocks:
+        assert block.attn.fused_attn
+        block.attn.fused_attn = False
+    assert fused == cost(vit, (3, 32, 32)).macs
+    products = 2 * heads * tokens**2 * (width // heads)  # queries with keys, probabilities with values
+    layers = 12 * width**2 * tokens
+    assert fused == 2 * (products + layers) + 64 * 3 * 4 * 4 * width + width * 10
 
 
 def test_mode_statistics_and_weights_stay_as_they_are() -> None:

@@ -25,9 +25,16 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_a_curve_is_where_the_figure_was_logged(folder: RunFolder) -> None:
-    assert curve(folder, "val/top1") == ([0, 1], [0.25, 0.5])
-    assert curve(folder, "train/loss") == ([0, 1], [2.5, 1.5])
+    assert curve(folder, "val/top1") == ([1.0, 2.0], [0.25, 0.5])
+    assert curve(folder, "train/loss") == ([1.0, 2.0], [2.5, 1.5])
     assert curve(folder, "train/kd") == ([], [])
+
+
+def test_values_of_one_epoch_lie_side_by_side(folder: RunFolder) -> None:
+    rows = ["5,0,9,", "10,0,8,0.1", "15,1,7,", "20,1,6,", "25,1,5,", "30,1,4,0.2"]
+    folder.metrics.write_text("\n".join(["step,epoch,train/loss,val/top1", *rows]))
+    assert curve(folder, "train/loss") == ([0.5, 1.0, 1.25, 1.5, 1.75, 2.0], [9.0, 8.0, 7.0, 6.0, 5.0, 4.0])
+    assert curve(folder, "val/top1") == ([1.0, 2.0], [0.1, 0.2])
 
 
 def test_what_was_logged(folder: RunFolder, tmp_path: Path) -> None:

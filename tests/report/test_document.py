@@ -43,14 +43,51 @@ def test_everything_that_is_known_is_shown(make: Any, shown: Notable) -> None:
     assert "10.0x" in head
     assert "teacher far from the student" in head
     assert page.count("<img") == 2
-    for text in ("test image 3", "student: b", "T = 4", "before the training", "0.75"):
+    for text in ("test image 3", "student: b", "T = 4", "before the training", "0.75", ">the teacher<", ">kd<"):
         assert text in page
 
 
 def test_a_teacher_of_several_methods_is_shown_once(make: Any, shown: Notable) -> None:
-    page = as_page(compare([make(name, [0, 1, 2, 1, 2], RIGHT, loss=name) for name in ("kd", "dkd")]))
+    runs = [make(name, [0, 1, 2, 1, 2], RIGHT, loss=name)._replace(unsure=[shown]) for name in ("kd", "dkd")]
+    page = as_page(compare(runs))
     assert page.count("Class similarity in the teacher") == 1
     assert "teacher of kd, dkd" in page
+    assert page.count("<img") == 1
+    assert all(f">{name}<" in page.partition("<summary>Soft targets")[2] for name in ("the teacher", "kd", "dkd"))
+
+
+def test_more_students_than_colours_have_several_pictures(make: Any, shown: Notable) -> None:
+    runs = [make(f"m-{name}", RIGHT, RIGHT, loss=name)._replace(unsure=[shown]) for name in "abcdefg"]
+    page = as_page(compare(runs))
+    assert "Soft targets: m-a, m-b, m-c, m-d, m-e<" in page
+    assert "Soft targets: m-f, m-g<" in page
+
+
+def test_differences_have_their_whole_names(make: Any) -> None:
+    names = [f"attention transfer with {kind} weights" for kind in ("published", "chosen")]
+    page = as_page(compare([make(name, RIGHT, RIGHT, loss=name) for name in names]))
+    assert f"{names[1]} less {names[0]}" in page
+
+
+def test_why_features_are_not_compared_is_told(make: Any) -> None:
+    page = as_page(compare([make("at", RIGHT, RIGHT)._replace(cka="Sequential has no stages")]))
+    assert "Features" in titles(page)
+    assert "at is left out: Sequential has no stages." in page
+
+
+def test_parts_are_shown_where_there_are_some(make: Any) -> None:
+    page = as_page(compare([make("deit", RIGHT, parts={"head": [0, 1, 2, 1, 2]})]))
+    assert "Parts" in titles(page)
+    assert "deit: head" in page
+
+
+def test_the_first_line_says_what_was_tested(make: Any) -> None:
+    alone, kd = make("alone", RIGHT), make("kd", RIGHT, RIGHT)
+    same = as_page(compare([alone, kd], "best")).partition("<h2>")[0]
+    assert "2 methods, 2 runs, 5 test images of 3 classes. Tested at the best checkpoint of each run." in same
+    fewer = kd._replace(student=kd.student[:4], teacher=kd.teacher[:4], target=kd.target[:4])
+    apart = as_page(compare([alone, fewer])).partition("<h2>")[0]
+    assert "5 test images of 3 classes (alone); 4 test images of 3 classes (kd)" in apart
 
 
 def test_names_are_shown_as_they_are(make: Any) -> None:

@@ -147,17 +147,19 @@ def test_a_student_far_off_in_probability_is_far_though_it_decides_alike() -> No
 
 def test_a_plain_distillation_raises_nothing(digits: Split) -> None:
     teacher, student = trained(digits, 0.0, seed=0), trained(digits, 0.0, seed=1, width=4)
-    assert flags(student.logits, teacher.logits, teacher.target, 4.0, student_params=322, teacher_params=3000) == []
+    assert (
+        flags(student.logits, teacher.logits, teacher.target, True, 4.0, student_params=322, teacher_params=3000) == []
+    )
 
 
 def test_soft_targets_are_not_judged_where_none_are_learnt() -> None:
     target = torch.arange(100) % 10
     student = torch.where(torch.arange(100) < 90, target, (target + 1) % 10)
     given = (decided(student, 100.0), decided(target, 100.0), target)
-    assert [flag.name for flag in flags(*given, 1.0, 100, 300)] == ["near one-hot soft targets"]
-    assert flags(*given, None, 100, 300) == []
+    assert [flag.name for flag in flags(*given, True, 1.0, 100, 300)] == ["near one-hot soft targets"]
+    assert flags(*given, False, None, 100, 300) == []
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"got \[\(4, 3\), \(4, 2\), \(4,\)\]"):
-        flags(torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4).long(), 1.0, 1, 1)
+        flags(torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4).long(), True, 1.0, 1, 1)

@@ -119,6 +119,8 @@ def changed(config: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]
         ("trainer.enable_progress_bar", True, False),
         ("trainer.callbacks", [{"class_path": "lightning.pytorch.callbacks.RichProgressBar"}], False),
         ("trainer.callbacks", {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}, False),
+        ("trainer.callbacks", [{"class_path": "kd_lightning.callbacks.Progress"}], False),
+        ("trainer.callbacks", [{"class_path": "kd_lightning.callbacks.wandb_report.WandbReport"}], False),
         ("checkpoints.keep_every_epochs", 5, False),
         ("trainer.callbacks", [{"class_path": "kd_lightning.callbacks.StudentEMA"}], True),
         ("trainer.devices", 2, True),

@@ -57,6 +57,29 @@ def test_the_comparison_by_hand(make: Any) -> None:
     assert second.speedup == {"cpu, batch 1": 2.0, "cpu, batch 64": 10.0}
 
 
+def test_the_student_alone_is_the_best_one_whatever_the_order(make: Any) -> None:
+    worse, better = Method("w", [make("w", [0, 1, 1, 1, 2])]), Method("b", [make("b", [0, 1, 2, 1, 2])])
+    kd = Method("kd", [make("k", [0, 1, 2, 0, 2], RIGHT)])
+    for order in ([worse, better, kd], [better, worse, kd], [kd, better, worse]):
+        (row,) = (row for row in rows(order) if row.method is kd)
+        assert row.gap_recovered == pytest.approx((0.8 - 0.6) / (1.0 - 0.6))
+
+
+def test_a_student_alone_that_was_tested_on_other_images_says_nothing_of_the_gap(make: Any) -> None:
+    alone, kd = make("a", [0, 1, 2, 1, 2]), make("k", [0, 1, 2, 0, 2], RIGHT)
+    other = alone._replace(target=alone.target.flip(0))
+    assert rows([Method("alone", [other]), Method("kd", [kd])])[1].gap_recovered is None
+
+
+def test_the_figures_of_parts_by_hand(make: Any) -> None:
+    heads = [0, 1, 2, 1, 2], [0, 1, 1, 1, 2]
+    (row,) = rows([Method("deit", [make("r", RIGHT, parts={"head": decisions}) for decisions in heads])])
+    assert row.parts["head"]["top1"].values == pytest.approx([0.6, 0.4])
+    plain = json.loads(json.dumps(as_json(row)))
+    assert plain["parts"]["head"]["top1"]["mean"] == pytest.approx(0.5)
+    assert "ece" in plain["parts"]["head"]
+
+
 def test_plain_numbers_survive_json(make: Any) -> None:
     (row,) = rows([Method("kd", [make("k", RIGHT, RIGHT)])])
     plain = json.loads(json.dumps(as_json(row)))

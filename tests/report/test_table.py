@@ -43,6 +43,13 @@ def test_the_terminal_shows_every_cell() -> None:
     assert all(text in shown for text in ("Title", "kd", "1.5 ± 0.1"))
 
 
+def test_brackets_are_no_markup() -> None:
+    console = Console(width=60, record=True)
+    console.print(for_terminal(TableData(["", "[bold]x"], [["kd [ours]", "[/red]"]]), "[dim]Title", 60))
+    shown = console.export_text()
+    assert all(text in shown for text in ("[dim]Title", "[bold]x", "kd [ours]", "[/red]"))
+
+
 def test_a_table_too_wide_for_the_terminal_is_turned() -> None:
     wide = TableData(["", "one", "two", "three"], [["kd", "1", "2", "3"], ["at", "4", "5", "6"]])
     assert width(wide) == 5 + 6 + 6 + 8 + 1

@@ -12,11 +12,11 @@ from kd_lightning.report.drawing.svg import WIDTH, inline, panel
 HEIGHT = 200  # px
 
 
-def curves(lines: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], inks: Mapping[str, Ink]) -> str:
+def curves(lines: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], inks: Mapping[str, Ink]) -> str:
     """A panel with the epochs across; values that are not finite are left out.
 
     Args:
-        lines: Method -> for each of its runs epochs and values, as `report.curves.curve` reads them.
+        lines: Method -> for each of its runs places in epochs and values, as `report.curves.curve` reads them.
         inks: Method -> ink of its lines; the page says which is which.
     """
     runs = [(inks[name], *run) for name, of_method in lines.items() for run in of_method]

@@ -96,9 +96,14 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 
 
 def coarser(matrix: Tensor) -> Tensor:
-    """A matrix of at most `FINEST` rows and columns, with the maximum of the cells that fall together."""
-    rows, columns = (min(side, FINEST) for side in matrix.shape)
-    return functional.adaptive_max_pool2d(matrix[None].float(), (rows, columns))[0]
+    """A matrix of at most `FINEST` rows and columns, with the maximum of the cells that fall together.
+
+    It is nan only where all of them are.
+    """
+    sides = [min(side, FINEST) for side in matrix.shape]
+    known = matrix.float().masked_fill(matrix.isnan(), -torch.inf)
+    pooled: Tensor = functional.adaptive_max_pool2d(known[None], sides)[0]
+    return pooled.masked_fill(pooled == -torch.inf, torch.nan)
 
 
 def write_cells(axes: Axes, image: AxesImage, matrix: Tensor, form: str, width: float) -> None:

@@ -1,6 +1,6 @@
 """The parts of the page: what each shows of a comparison."""
 
-from kd_lightning.report.sections.comparing import accuracy, differences, learning_curves
+from kd_lightning.report.sections.comparing import accuracy, differences, learning_curves, parts
 from kd_lightning.report.sections.deciding import against_teacher, calibration, missed
 from kd_lightning.report.sections.knowing import dark_knowledge, features
 
@@ -13,4 +13,5 @@ __all__ = [
     "features",
     "learning_curves",
     "missed",
+    "parts",
 ]

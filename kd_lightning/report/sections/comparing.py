@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 
 from kd_lightning.report import drawing
-from kd_lightning.report.comparison import Comparison
+from kd_lightning.report.comparison import Comparison, differences_table
 from kd_lightning.report.curves import curve, logged
 from kd_lightning.report.methods import Method
 from kd_lightning.report.page import Picture, Section
 from kd_lightning.report.table import costs, reached
+from kd_lightning.report.table import parts as parts_table
 
 
 def accuracy(comparison: Comparison) -> Iterable[Section]:
@@ -15,11 +16,23 @@ def accuracy(comparison: Comparison) -> Iterable[Section]:
     yield Section(
         "Figures",
         "Top-1 of the test images, mean ± standard deviation over the seeds. Agreement and KL(teacher ‖ student), at "
-        "T = 1, are those with the run's own teacher; the gap is that between the student alone and the teacher. ECE "
-        "is the expected calibration error over 15 bins.\n\n"
+        "T = 1, are those with the run's own teacher. ECE is the expected calibration error over 15 bins. The gap is "
+        "that between the student alone and the teacher; the student alone is the best method here that trains the "
+        "same student from labels, tested on the same images.\n\n"
         "Latency is the median of repeated answers, on this machine.",
         tables=[reached(comparison.rows), costs(comparison.rows)],
     )
+
+
+def parts(comparison: Comparison) -> Iterable[Section]:
+    """What heads, branches, peers, exits and generations reach, each for itself."""
+    if any(row.parts for row in comparison.rows):
+        yield Section(
+            "Parts",
+            "What the parts of each method reach, each for itself, and their ensembles: heads, branches, peers, exits "
+            "or generations.",
+            tables=[parts_table(comparison.rows)],
+        )
 
 
 def differences(comparison: Comparison) -> Iterable[Section]:
@@ -36,6 +49,7 @@ def differences(comparison: Comparison) -> Iterable[Section]:
         yield Section(
             "Differences",
             "An interval that holds 0 says that these runs do not tell the two methods apart.",
+            tables=[differences_table(found)],
             pictures=[picture],
         )
 

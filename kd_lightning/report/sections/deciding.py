@@ -22,9 +22,7 @@ def _reliability(name: str, logits: Tensor, run: Examined) -> Picture:
 def calibration(methods: Sequence[Method]) -> Iterable[Section]:
     """Reliability diagrams of each method, and of each teacher."""
     pictures = [_reliability(method.name, method.runs[0].student, method.runs[0]) for method in methods]
-    pictures += [
-        _reliability(f"teacher of {', '.join(names)}", teacher, run) for names, run, teacher in taught(methods)
-    ]
+    pictures += [_reliability(f"teacher of {found.names}", found.teacher, found.run) for found in taught(methods)]
     yield Section(
         "Calibration",
         "A network is calibrated if it is right as often as it is sure. Of each method the first seed is shown.",

@@ -87,6 +87,12 @@ def test_a_fine_matrix_keeps_its_largest_values() -> None:
     assert coarser(torch.eye(3)).equal(torch.eye(3))
 
 
+def test_a_fine_matrix_is_empty_only_where_nothing_is_known() -> None:
+    alike = torch.block_diag(*[torch.full((4, 4), 0.3)] * 250)
+    assert coarser(off_diagonal(alike)).diag().tolist() == pytest.approx([0.3] * 256)
+    assert coarser(torch.full((300, 300), torch.nan)).isnan().all()
+
+
 def test_the_diagonal_alone_is_left_out() -> None:
     assert off_diagonal(torch.tensor([[1, 2], [3, 4]])).nan_to_num(-1).tolist() == [[-1, 2], [3, -1]]
 

@@ -20,6 +20,12 @@ def test_bars_are_the_probabilities_at_each_temperature(axes: list[Axes]) -> Non
     assert [panel.get_title() for panel in axes] == ["T = 1", "T = 2"]
 
 
+def test_the_legend_has_every_name() -> None:
+    svg = soft_targets({"teacher": torch.zeros(3), "_kd <b>": torch.ones(3)}, CLASSES[:3], 0)
+    assert ">teacher<" in svg
+    assert ">_kd &lt;b&gt;<" in svg
+
+
 def test_rows_are_the_likeliest_classes_and_the_label_bold(axes: list[Axes]) -> None:
     svg = soft_targets({"teacher": torch.tensor([0.0, 3.0, 2.0, 1.0])}, CLASSES, target=0, most=2)
     labels = axes[0].get_yticklabels()
