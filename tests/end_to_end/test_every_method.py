@@ -1,6 +1,7 @@
 """Every method's configuration lowers its distillation term, and that term's gradient reaches the student."""
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ FILES = [
     for path in sorted(CONFIGS.glob("offline/*.yaml"))
     if path.stem == PAIR or not any(path.stem.startswith(f"kd_{teacher}_") for teacher in TEACHERS)
 ]
+# The same networks with fewer blocks; of some methods the term does not fall so soon in those.
+SHALLOWER = {"cifar_resnet56": "cifar_resnet14", "cifar_resnet20": "cifar_resnet8"}
+WHOLE = {"attention_probabilities", "ofa", "vid"}
 OF_THE_LABELS = {"ce", "ce_strong"}
 MOVING = {"dino", "mean_teacher"}  # the teacher starts as the student, and the term need not fall
 # One small step after another, so that the term must fall; the published rate belongs to batches of 64.
@@ -45,6 +49,13 @@ OPTIONS = (
 def stated(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     return content
+
+
+def shallower(path: Path, folder: Path) -> Path:
+    """A copy of a configuration in a folder, with shallower networks."""
+    copy = folder / path.name
+    copy.write_text(re.sub("|".join(SHALLOWER), lambda found: SHALLOWER[found[0]], path.read_text()))
+    return copy
 
 
 @torch.no_grad()
@@ -127,6 +138,8 @@ def test_the_distillation_term_falls_and_reaches_the_student(
 ) -> None:
     assert path.read_text().splitlines()[0] == f"# kd-lightning fit --config configs/cifar100/offline/{path.name}"
     monkeypatch.chdir(tmp_path)
+    if path.stem not in WHOLE:
+        path = shallower(path, tmp_path)
     watch = Watch(monkeypatch)
     terms = stated(path)["model"]["init_args"]["criteria"]
     distilling = [name for name, term in terms.items() if name not in OF_THE_LABELS]
