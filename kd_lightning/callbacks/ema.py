@@ -11,8 +11,7 @@ from torch import nn
 from kd_lightning.distillers.codistillation import TrainsInGroups
 from kd_lightning.models.moving_average import move_towards
 from kd_lightning.models.sharding import is_sharded
-
-KEY = "ema"
+from kd_lightning.models.weights import AVERAGE, EVALUATED
 
 
 class Average(nn.Module):
@@ -37,8 +36,9 @@ class StudentEMA(pl.Callback):
     """Keeps theta_ema <- decay theta_ema + (1 - decay) theta after each optimizer step, of the student alone.
 
     The average is in the checkpoint under a key of its own; the student's weights stay what they were. Validation and
-    test look at the average where ``evaluate`` says so, and of a checkpoint at the checkpoint's. Buffers are averaged
-    where they are floating point; others are the student's.
+    test look at the average where ``evaluate`` says so, and of a checkpoint at the checkpoint's; whoever names the run
+    as ``weights`` then gets the average too. Buffers are averaged where they are floating point; others are the
+    student's.
 
     Args:
         decay: In [0, 1); 0.9999 is usual for ImageNet, 0.999 or less for short trainings.
@@ -111,9 +111,9 @@ class StudentEMA(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the average beside the student's state."""
+        """Keep the average beside the student's state, and whether it is what is evaluated."""
         if self.average is not None:
-            checkpoint[KEY] = self.average.state_dict()
+            checkpoint[AVERAGE], checkpoint[EVALUATED] = self.average.state_dict(), self.evaluate
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -123,9 +123,9 @@ class StudentEMA(pl.Callback):
         Raises:
             ValueError: if the checkpoint has none, as the average would silently start anew.
         """
-        if KEY not in checkpoint:
+        if AVERAGE not in checkpoint:
             raise ValueError("the checkpoint holds no average of the student: it was made without StudentEMA")
-        self._restored = checkpoint[KEY]
+        self._restored = checkpoint[AVERAGE]
 
     @staticmethod
     def _student(module: pl.LightningModule) -> nn.Module:

@@ -57,6 +57,11 @@ class MetricsFile(Logger):
             self.rows = kept
             self._rewrite()
 
+    def last(self, figure: str) -> float | None:
+        """The last value of a figure, of an earlier part of the training too; None if there is none."""
+        values = [row[figure] for row in self.rows if row.get(figure)]
+        return float(values[-1]) if values else None
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a row, or fill gaps of the last one where it is of the same step."""

@@ -15,6 +15,7 @@ from rich.progress import ProgressColumn, Task, TaskID
 from rich.text import Text
 
 from kd_lightning.callbacks.pace import Speed, batches_in, images_in, time_left
+from kd_lightning.distillers.meter import due
 
 BETWEEN = 0.1  # seconds, at least, from one update to the next
 BAR = 20  # characters
@@ -135,7 +136,7 @@ class Progress(RichProgressBar):
             self._speed.add(images_in(batch) * trainer.world_size, now - self._last)
         self._last = now
         # The module logs after the callbacks: what is due in this step is there in the next one.
-        self._due |= batch_idx % cast(Any, trainer).log_every_n_steps == 0
+        self._due |= due(batch_idx, cast(Any, trainer).log_every_n_steps)
         if self.is_enabled and (now - self._drawn >= BETWEEN or trainer.is_last_batch):
             self._draw(trainer, pl_module, batch_idx + 1)
 

@@ -11,10 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from kd_lightning.callbacks.ema import KEY, StudentEMA
+from kd_lightning.callbacks.metrics_file import MetricsFile
 from kd_lightning.callbacks.wandb_tables import WHO, image_table, reliability_plot
 from kd_lightning.distillers import Distiller
-from kd_lightning.distillers.base import STUDENT
 from kd_lightning.distillers.calibration import binned
 from kd_lightning.distillers.data_facts import class_names, views_of
 from kd_lightning.distillers.evaluating import Answers
@@ -22,6 +21,8 @@ from kd_lightning.distillers.metrics import ECE_BINS
 from kd_lightning.distillers.notable_images import NotableImages
 from kd_lightning.distillers.onlooker import Onlooker
 from kd_lightning.models import FrozenTeacher, Teacher, save_weights
+from kd_lightning.models.peer_weights import TOP1, peers_in
+from kd_lightning.models.weights import evaluated_student
 from kd_lightning.ranks import summed
 from kd_lightning.run_folder import RunFolder
 
@@ -32,11 +33,20 @@ def hashes(teacher: Teacher | None) -> dict[str, dict[str, str]]:
     return {name: member.identity() for name, member in members.items() if isinstance(member, FrozenTeacher)}
 
 
-def student_in(checkpoint: Path, averaged: bool) -> dict[str, Tensor]:
-    """The weights of a checkpoint's student, or of its average; none where it holds no student."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state, prefix = (content[KEY], "module.") if averaged else (content["state_dict"], STUDENT)
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def students_in(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The students of a checkpoint as they are evaluated, by the names of their files: one, or one for each peer."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if TOP1 in checkpoint:
+        return {f"student-{name}": weights for name, weights in peers_in(checkpoint).items()}
+    student = evaluated_student(checkpoint)
+    return {"student": student} if student else {}
+
+
+def last_value(trainer: pl.Trainer, figure: str) -> float | None:
+    """The last value of a figure, which a resumed training may not have measured again; None if nobody knows it."""
+    if figure in trainer.callback_metrics:
+        return float(trainer.callback_metrics[figure])
+    return next((logger.last(figure) for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
 
 
 def loggers_of(trainer: pl.Trainer) -> list[WandbLogger]:
@@ -44,7 +54,7 @@ def loggers_of(trainer: pl.Trainer) -> list[WandbLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
-def log_checkpoints(logger: WandbLogger, folder: RunFolder, averaged: bool) -> None:
+def log_checkpoints(logger: WandbLogger, folder: RunFolder) -> None:
     """Log the best and the last checkpoint as two versions of one artifact."""
     for alias, checkpoint in {"best": folder.best(), "last": folder.last}.items():
         if checkpoint is None or not checkpoint.is_file():
@@ -52,9 +62,9 @@ def log_checkpoints(logger: WandbLogger, folder: RunFolder, averaged: bool) -> N
         artifact = wandb.Artifact(f"model-{logger.experiment.id}", "model")
         with tempfile.TemporaryDirectory() as made:
             artifact.add_file(str(checkpoint))
-            if student := student_in(checkpoint, averaged):
-                save_weights(student, Path(made) / "student.safetensors")
-                artifact.add_file(str(Path(made) / "student.safetensors"))
+            for name, weights in students_in(checkpoint).items():
+                save_weights(weights, file := Path(made) / f"{name}.safetensors")
+                artifact.add_file(str(file))
         logger.experiment.log_artifact(artifact, aliases=[alias])
 
 
@@ -63,10 +73,10 @@ class WandbReport(Onlooker):
 
     At the start of a training: the hash of the teacher's weights, in the configuration. At its end: ``<figure>.best``
     and ``<figure>.last`` in the summary, of the figure that the best checkpoint is chosen by; and the two checkpoints,
-    each with the student that is evaluated as ``student.safetensors``, as versions of the artifact ``model-<id>`` with
-    the aliases ``best`` and ``last``. After a test: ``test/images``, a table of images that the student misses and the
-    teacher gets right, and of those that the teacher is least sure of; and ``test/reliability``. On several devices the
-    images are of the first one's share.
+    each with the student that is evaluated as ``student.safetensors``, or each peer as ``student-<peer>.safetensors``,
+    as versions of the artifact ``model-<id>`` with the aliases ``best`` and ``last``. After a test: ``test/images``, a
+    table of images that the student misses and the teacher gets right, and of those that the teacher is least sure of;
+    and ``test/reliability``. On several devices the images are of the first one's share.
 
     Args:
         artifacts: Whether checkpoints are logged; offline W&B keeps a copy of them for `wandb sync`.
@@ -87,15 +97,14 @@ class WandbReport(Onlooker):
         """Log the best and the last figure, and the checkpoints."""
         if not trainer.is_global_zero:
             return
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        averaged = any(isinstance(each, StudentEMA) and each.evaluate for each in callbacks)
         for logger in loggers_of(trainer):
             for kept in trainer.checkpoint_callbacks:
                 if isinstance(kept, ModelCheckpoint) and kept.monitor and kept.best_model_score is not None:
                     logger.experiment.summary[f"{kept.monitor}.best"] = float(kept.best_model_score)
-                    logger.experiment.summary[f"{kept.monitor}.last"] = float(trainer.callback_metrics[kept.monitor])
+                    if (last := last_value(trainer, kept.monitor)) is not None:
+                        logger.experiment.summary[f"{kept.monitor}.last"] = last
             if self.artifacts:
-                log_checkpoints(logger, RunFolder(Path(trainer.default_root_dir)), averaged)
+                log_checkpoints(logger, RunFolder(Path(trainer.default_root_dir)))
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at no image yet."""

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from kd_lightning.cli.allocator import keep_freed_memory
 from kd_lightning.cli.door import Door
 from kd_lightning.cli.parser import guard
+from kd_lightning.cli.tracking import refusals
 from kd_lightning.cli.yaml_file import check_yaml
 from kd_lightning.run_folder import RunFolder, broken
 
@@ -123,6 +124,11 @@ def with_configs(arguments: Line) -> Line:
     return line
 
 
+def mendable() -> tuple[type[Exception], ...]:
+    """What is raised for a fault that the user can mend, by the packages that are loaded."""
+    return (*MENDABLE, *refusals())
+
+
 def run(arguments: Sequence[str]) -> int:
     """Carry out a command line.
 
@@ -143,7 +149,7 @@ def run(arguments: Sequence[str]) -> int:
         line, folder = meant
         door = Door(with_configs(line), folder)
         door.carry_out()
-    except MENDABLE as error:
+    except mendable() as error:
         return said(error, STOPPED if door is not None and door.trainer.global_step > 0 else USAGE)
     except (ArithmeticError, OSError) as error:
         return said(error, STOPPED)

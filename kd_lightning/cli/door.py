@@ -52,6 +52,7 @@ class Door(LightningCLI):
 
     def __init__(self, args: ArgsType, folder: RunFolder | None = None, looker: pl.Callback | None = None) -> None:
         self.folder, self.looker = folder, looker
+        self._named = str(args[0]) if isinstance(args, list) and args else ""
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -64,6 +65,11 @@ class Door(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that the command line begins with, as it takes time to make each one's parser; else all."""
+        known = LightningCLI.subcommands()
+        return {self._named: known[self._named]} if self._named in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what names a run, and what it keeps."""
@@ -99,12 +105,12 @@ class Door(LightningCLI):
                 claim(self.folder)
         if self.subcommand == "fit":
             choose_precision(stated.trainer)
-        identify(stated, self.folder, str(self.subcommand))
         resolve_recipes(stated, files, replace=False)
         kept = stated.clone()
         for key in OF_THE_CALL:
             kept.pop(key, None)
         self.text: str = self._parser(self.subcommand).dump(kept, skip_unset=False, skip_validation=True)
+        identify(stated, self.folder, str(self.subcommand))  # not written down: a run made of this one is another
         resolve_recipes(stated, files, replace=True)
 
     def _seed(self) -> int:
@@ -129,7 +135,9 @@ class Door(LightningCLI):
             callbacks += self._shown(config, None if dry else folder)
             kwargs["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the card says what it would
         if self.looker is None and not dry:
-            callbacks.append(RunRecord(folder, self.text, self._seed()))
+            # Before those of the user: whatever fails in them, what has finished is known to have finished.
+            record = RunRecord(folder, self.text, self._seed())
+            kwargs["callbacks"] = [record, *listed(config.get("callbacks"))]
             if self.subcommand == "predict":
                 callbacks.append(Predictions(folder))
             if fitting:

@@ -54,7 +54,7 @@ def asked(arguments: Sequence[str]) -> tuple[Wanted, str | None, list[str]]:
         raise ValueError(f"--calibration_images must be >= 1, got {count}")
     if given.push_to_hub is not None:
         validate_repo_id(given.push_to_hub)
-    export.check_folder(given.output.parent)
+    export.check_folder(given.output.parent, given.output.name)
     run = run_of(["export", given.run])
     wanted = Wanted(run, given.format, given.output, given.ckpt, given.part, given.int8, count, given.license)
     return wanted, given.push_to_hub, options
@@ -64,7 +64,7 @@ def command(arguments: list[str]) -> None:
     """Carry out the command."""
     wanted, repo_id, options = asked(arguments)
     exporter = Exporter(wanted)
-    look(wanted.run, exporter, wanted.ckpt, [*AS_EXPORTED, *options])
+    look(wanted.run, exporter, wanted.ckpt, [*AS_EXPORTED, *options], taught=False)
     print(f"wrote {wanted.output}: {exporter.facts.agreement}")
     if exporter.facts.int8 is not None:
         print(exporter.facts.int8)

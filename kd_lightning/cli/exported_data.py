@@ -37,6 +37,18 @@ def preprocessing_of(data: object, views: Views) -> Preprocessing:
     return known
 
 
+def test_images(data: object) -> int | None:
+    """How many images the test set has; None where the data module does not say it."""
+    images = shown(data)
+    return len(images.rows("test")) if isinstance(images, ImageDataModule) else None
+
+
+def validates_on_test(data: object) -> bool:
+    """Whether what is chosen by validation is chosen on the test set."""
+    images = shown(data)
+    return isinstance(images, ImageDataModule) and images.validate_on_test
+
+
 def test_batches(trainer: pl.Trainer) -> Iterator[Batch]:
     """The whole test set, as the test shows it."""
     for batch in cast(Any, trainer).datamodule.test_dataloader():

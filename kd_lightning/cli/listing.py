@@ -5,6 +5,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import Any
 
 import yaml
@@ -18,7 +19,7 @@ topics:
   models    networks for 32x32 images of this package, and those of timm
   losses    what is matched
   schemes   how it is arranged: the classes of model.class_path
-  configs   the configurations of the package, as --config takes them
+  configs   the configurations of the package, as --config takes them; those under sweep/ are for kd-lightning sweep
 
 A PATTERN with *, ? or [] is matched with the whole name, another one is a part of it; of losses, schemes and configs,
 also of what is said of them:
@@ -96,12 +97,18 @@ def matched(node: Any) -> Iterator[str]:
                 yield from matched(part)
 
 
+def said(text: str) -> str:
+    """The first sentence of the comment that a configuration begins with, after the command that it is for."""
+    comment = takewhile(lambda line: line.startswith("# "), text.splitlines())
+    lines = (line.removeprefix("# ") for line in comment)
+    return re.split(r"(?<=\.)\s", " ".join(line for line in lines if not line.startswith("kd-lightning ")))[0]
+
+
 def of_config(text: str) -> tuple[str, str]:
     """Who learns from whom, and what is matched; of a configuration without a model, what its comment says."""
     content = yaml.load(text, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
     if "model" not in content:
-        comments = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
-        return "", next((line for line in comments if not line.startswith("kd-lightning ")), "")
+        return "", said(text)
     stated = content["model"]["init_args"]
     learners, teacher = networks(stated.get("student") or stated["peers"]), stated.get("teacher")
     teachers = (list(networks(teacher)) or [teacher["class_path"]]) if teacher else []

@@ -1,12 +1,14 @@
 """A look at a finished run: its network in place, with its data and its teacher, and nothing written."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import lightning.pytorch as pl
 
 from kd_lightning.cli.door import Door
 from kd_lightning.cli.quiet import quiet
 from kd_lightning.distillers import Distiller
+from kd_lightning.models import filled_later
 from kd_lightning.run_folder import RunFolder
 
 ALONE = (
@@ -32,7 +34,9 @@ def check_options(command: str, options: Sequence[str]) -> None:
         raise ValueError(f"{command} has no option {unknown[0]}: see kd-lightning {command} --help")
 
 
-def look(folder: RunFolder, looker: pl.Callback, ckpt: str = "last", options: Sequence[str] = ()) -> Door:
+def look(
+    folder: RunFolder, looker: pl.Callback, ckpt: str = "last", options: Sequence[str] = (), *, taught: bool = True
+) -> Door:
     """Test a run on one device while a callback looks on; its folder stays as it is.
 
     The callback meets the module as it is evaluated: weights of the checkpoint, an average in the student's place where
@@ -44,15 +48,18 @@ def look(folder: RunFolder, looker: pl.Callback, ckpt: str = "last", options: Se
         looker: The callback.
         ckpt: ``last`` or ``best``.
         options: For the command line, as ``--data.init_args.root=DATA``.
+        taught: Whether the teacher is asked too. Without it, all that is trained comes from the checkpoint, and the
+            files that weights were taken from, a teacher's among them, may be gone.
 
     Raises:
         ValueError: for another ``ckpt``, or a module of another package.
         FileNotFoundError: if the run does not have the checkpoint.
     """
     line = ["test", "--config", str(folder.config), "--ckpt_path", str(folder.checkpoint(ckpt)), *ALONE, *options]
-    with quiet():
+    with quiet(), nullcontext() if taught else filled_later():
         door = Door(line, folder, looker)
         if not isinstance(door.model, Distiller):
             raise ValueError(f"{folder.path} is a run of {type(door.model).__name__}, which is no Distiller")
+        door.model.compared = taught
         door.carry_out()
     return door

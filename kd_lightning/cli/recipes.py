@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 from kd_lightning import packaged
 from kd_lightning.cli.child import in_a_process, to_its_end
 from kd_lightning.cli.run_naming import INHERITED, RUNS
+from kd_lightning.models.filled_later import is_filled_later
 from kd_lightning.models.network import AT_EPOCH
 from kd_lightning.run_folder import RunFolder
 
@@ -124,10 +125,12 @@ def unexamined(node: Any) -> None:
 def resolve_recipes(config: Namespace, beside: Sequence[Path], replace: bool) -> None:
     """Find every recipe's file and, with ``replace``, put the folder of its finished run in its place.
 
+    Where networks are `filled_later`, nothing is found and nothing trained: the recipes stay as they are.
+
     In a fast_dev_run a recipe that has no finished run is trained for as few steps, as are those that it needs, and who
     learns from it does not examine it.
     """
-    for node in list(_recipes(config)):
+    for node in [] if is_filled_later() else list(_recipes(config)):
         name, at, epoch = node["weights"]["recipe"].partition(AT_EPOCH)
         path = found_config(name, beside)
         if not replace:

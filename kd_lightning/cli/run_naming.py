@@ -25,6 +25,16 @@ def _job() -> str | None:
     return f"torchrun-{elastic}"
 
 
+def check_folder_name(option: str, name: str) -> None:
+    """Let a name pass that one folder can have.
+
+    Raises:
+        ValueError: for another one.
+    """
+    if not name or name in {".", ".."} or set(name) & set("/\\"):
+        raise ValueError(f"{option} must be the name of one folder, got {name!r}")
+
+
 def name_run(experiment: str | None, run: str | None, configs: Sequence[Path], seed: int) -> tuple[str, str]:
     """Experiment and run: as stated, else the first config's name, and a time stamp (or the job) with the seed.
 
@@ -36,9 +46,8 @@ def name_run(experiment: str | None, run: str | None, configs: Sequence[Path], s
         stamp = _job() or os.environ.get(INHERITED) or time.strftime("%Y-%m-%d-%H%M%S")
         os.environ[INHERITED] = stamp
         run = f"{stamp}-seed{seed}"
-    for option, name in {"experiment": experiment, "run": run}.items():
-        if not name or name in {".", ".."} or set(name) & set("/\\"):
-            raise ValueError(f"--{option} must be the name of one folder, got {name!r}")
+    check_folder_name("--experiment", experiment)
+    check_folder_name("--run", run)
     return experiment, run
 
 

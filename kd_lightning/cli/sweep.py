@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kd_lightning.cli.run_naming import RUNS
+from kd_lightning.cli.run_naming import RUNS, check_folder_name
 from kd_lightning.cli.sweep_file import SEED, Cell, Sweep, cells, read_sweep, short_names
 from kd_lightning.cli.sweep_runs import check_same, outcomes
 from kd_lightning.report.sweep_map import Point, draw_sweep, sweep_table
@@ -15,6 +15,7 @@ from kd_lightning.run_folder import provenance
 from kd_lightning.whole_file import write_json
 
 WITHOUT_TRACKING = "--trainer.logger=false"
+NAMES = {"--experiment", "--run"}  # of a run, which a sweep names by its cell
 STATED, RESULTS, PICTURE = "sweep.json", "results.json", "sweep.png"
 
 
@@ -49,6 +50,20 @@ def with_seeds(sweep: Sweep, seeds: str | None) -> dict[str, Sequence[Any]]:
     return parameters
 
 
+def check_overrides(overrides: Sequence[str], parameters: Mapping[str, Any], file: str) -> None:
+    """Let options pass that are handed on to each run.
+
+    Raises:
+        ValueError: for one that names the runs, or that is swept over.
+    """
+    varied = {f"--{key}" for key in parameters}
+    for option in (word.partition("=")[0] for word in overrides):
+        if option in NAMES:
+            raise ValueError(f"a sweep has no option {option}: its runs are runs/NAME/CELL, so give --name")
+        if option in varied:
+            raise ValueError(f"{option} is swept over: leave it out, or change it in {file}")
+
+
 def points(grid: Sequence[Cell], figures: Mapping[str, float | None]) -> list[Point]:
     """The grid without its seeds: parameters by their short names, and the figures of all seeds."""
     found: dict[str, Point] = {}
@@ -69,14 +84,15 @@ def command(arguments: list[str]) -> None:
     """
     given, overrides = parser().parse_known_args(arguments)
     sweep, console = read_sweep(given.file), Console()
+    name = given.name or sweep.name
+    check_folder_name(f"--name, or name in {given.file},", name)
     parameters = with_seeds(sweep, given.seeds)
     if given.parallel < 1:
         raise ValueError(f"--parallel must be >= 1, got {given.parallel}")
-    if twice := [key for key in parameters if any(word.split("=")[0] == f"--{key}" for word in overrides)]:
-        raise ValueError(f"--{twice[0]} is swept over: leave it out, or change it in {given.file}")
+    check_overrides(overrides, parameters, given.file)
     line = [*sweep.line, WITHOUT_TRACKING, *overrides]
-    experiment, grid = RUNS / (given.name or sweep.name), cells(parameters)
-    check_same(experiment / STATED, line)
+    experiment, grid = RUNS / name, cells(parameters)
+    check_same(experiment / STATED, line, grid)
     figures = outcomes(grid, experiment, line, sweep.metric, given.parallel, console)
     found = points(grid, figures)
     table, best = sweep_table(found, sweep.metric), (max if sweep.largest else min)

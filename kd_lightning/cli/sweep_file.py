@@ -59,6 +59,31 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _metric(path: Path, stated: Any) -> tuple[str, bool]:
+    match stated:
+        case {"name": str(figure)} if (goal := stated.get("goal", "minimize")) in ("maximize", "minimize"):
+            return figure, goal == "maximize"  # W&B's default is minimize
+    raise ValueError(f"{path}: metric must be {{name: FIGURE, goal: maximize or minimize}}, got {stated}")
+
+
+def _parameters(path: Path, stated: Any) -> tuple[list[str], dict[str, list[Any]]]:
+    if not isinstance(stated, dict):
+        raise ValueError(f"{path}: parameters must be keys with what each may be, got {stated}")
+    fixed: list[str] = []
+    varied: dict[str, list[Any]] = {}
+    for key, given in stated.items():
+        match given:
+            case {"value": value, **rest} if not rest:
+                fixed.append(f"--{key}={value}")
+            case {"values": [_, *_] as values, **rest} if not rest:
+                varied[key] = values
+            case _:
+                raise ValueError(f"{path}: parameters.{key} must have a list of values or a value, got {given}")
+    if not varied:
+        raise ValueError(f"{path}: parameters must hold one with values")
+    return fixed, varied
+
+
 def read_sweep(name: str | Path) -> Sweep:
     """The grid of a file, which is a path or a name in the package.
 
@@ -70,24 +95,13 @@ def read_sweep(name: str | Path) -> Sweep:
     stated = yaml.safe_load(path.read_text())
     if (method := stated.get("method")) != "grid":
         raise ValueError(f"{path}: method must be grid, got {method}; other methods are for the agents of W&B")
-    command = [str(word) for word in stated.get("command") or []]
-    if "fit" not in command or command[-1] != ARGS:
+    command = stated.get("command") or []
+    if not isinstance(command, list) or "fit" not in command or command[-1] != ARGS:
         raise ValueError(f"{path}: command must be kd-lightning, fit, its options, and last {ARGS}, got {command}")
-    metric = stated.get("metric") or {}
-    if "name" not in metric or metric.get("goal", "minimize") not in {"maximize", "minimize"}:
-        raise ValueError(f"{path}: metric must be {{name: FIGURE, goal: maximize or minimize}}, got {metric}")
-    line, values = command[command.index("fit") + 1 : -1], {}
-    for key, given in (stated.get("parameters") or {}).items():
-        if set(given) == {"value"}:
-            line.append(f"--{key}={given['value']}")
-        elif set(given) == {"values"} and given["values"]:
-            values[key] = given["values"]
-        else:
-            raise ValueError(f"{path}: parameters.{key} must have values or a value, got {given}")
-    if not values:
-        raise ValueError(f"{path}: parameters must hold one with values")
-    largest = metric.get("goal") == "maximize"  # W&B's default is minimize
-    return Sweep(str(stated.get("name", path.stem)), line, values, metric["name"], largest)
+    metric, largest = _metric(path, stated.get("metric"))
+    fixed, values = _parameters(path, stated.get("parameters") or {})
+    line = [*map(str, command[command.index("fit") + 1 : -1]), *fixed]
+    return Sweep(str(stated.get("name", path.stem)), line, values, metric, largest)
 
 
 def cells(parameters: Mapping[str, Sequence[Any]]) -> list[Cell]:

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -18,8 +19,15 @@ from kd_lightning.run_folder import RunFolder
 from kd_lightning.whole_file import write_json
 
 
-def check_same(path: Path, line: Sequence[str]) -> None:
+def check_same(path: Path, line: Sequence[str], grid: Sequence[Cell]) -> None:
     """Let a sweep go on in a folder only if its runs are of the same command and configurations.
+
+    Other cells may join them, but none of the name that another one has: a name says the last part of a parameter only.
+
+    Args:
+        path: The file in which all that is written down.
+        line: Options of ``fit`` that all runs share.
+        grid: The cells.
 
     Raises:
         ValueError: if they are not.
@@ -27,12 +35,15 @@ def check_same(path: Path, line: Sequence[str]) -> None:
     rest = list(line)
     configs = [check_yaml(name) for option in sorted(CONFIG) for name in taken(rest, option)]
     stated = {"line": list(line), "configs": {str(config): digest(config) for config in configs}}
-    if path.exists() and (before := json.loads(path.read_text())) != stated:
-        key = next(key for key in stated if before.get(key) != stated[key])
-        raise ValueError(
-            f"{path.parent} holds runs of other {key}: {before.get(key)}, now {stated[key]}; give another --name"
-        )
-    write_json(path, stated)
+    options = {cell.name: cell.options() for cell in grid}
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else stated
+    known: dict[str, list[str]] = before.get("cells", {})
+    pairs = {f"other {key}": (before[key], stated[key]) for key in stated}
+    pairs |= {f"another {name}": (known[name], options[name]) for name in known.keys() & options}
+    for what, (then, now) in pairs.items():
+        if then != now:
+            raise ValueError(f"{path.parent} holds runs of {what}: {then}, now {now}; give another --name")
+    write_json(path, {**stated, "cells": known | options})
 
 
 def carried_out(cell: Cell, folder: RunFolder, line: Sequence[str], metric: str) -> int:

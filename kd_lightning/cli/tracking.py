@@ -3,7 +3,9 @@
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from jsonargparse import Namespace
@@ -14,6 +16,8 @@ LEFT_OPEN = {"None", ".", "lightning_logs", "./mlruns"}  # what Lightning's logg
 LONGEST_ID = 100
 JOBS = {"fit": "train", "validate": "validate", "test": "test", "predict": "predict"}
 NO_DATABASE = "MLFLOW_ALLOW_FILE_STORE"
+NEEDS = {"TensorBoardLogger": ("tensorboard", "tensorboardX"), "MLFlowLogger": ("mlflow",)}  # one of these packages
+BEGUN = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")  # W&B's name of a folder: when, and the id
 
 
 def run_id(folder: RunFolder) -> str:
@@ -24,6 +28,12 @@ def run_id(folder: RunFolder) -> str:
         return taken
     digest = hashlib.sha256(stated.encode()).hexdigest()[:8]
     return f"{taken[: LONGEST_ID - len(digest) - 1]}-{digest}"
+
+
+def begun_run(folder: RunFolder) -> str | None:
+    """The id of the W&B run that the newest files in a run's folder are of; None if there are none."""
+    begun = [found.groups() for path in folder.path.glob("wandb/*") if (found := BEGUN.fullmatch(path.name))]
+    return max(begun)[1] if begun else None
 
 
 def fill_in(logger: Namespace, **known: Any) -> None:
@@ -37,20 +47,17 @@ def identify_wandb(logger: Namespace, folder: RunFolder, subcommand: str) -> Non
     """Id and name from the run, group from the experiment, job type from the subcommand, files in the folder.
 
     The id is made of experiment and run, so ``resume`` and ``test`` go on with the same W&B run, whose job type is then
-    that of the last command. An agent of a W&B sweep gives an id of its own.
+    that of the last command. An agent of a W&B sweep gives an id of its own, which W&B's files in the folder remember.
 
     Raises:
         ValueError: if checkpoints are to be artifacts of an offline run, which W&B would leave out without a word.
     """
     if os.environ.get("WANDB_MODE") == "offline" and logger.init_args.get("log_model"):
         raise ValueError("log_model needs a W&B server, but WANDB_MODE is offline: set log_model to false")
-    identity = os.environ.get("WANDB_RUN_ID") or run_id(folder)
+    identity = begun_run(folder) or os.environ.get("WANDB_RUN_ID") or run_id(folder)
     fill_in(logger, name=folder.path.name, id=identity, save_dir=str(folder.path))
-    passed_on = {"group": folder.path.parent.name, "resume": "allow"}  # to wandb.init
-    stated = {**passed_on, **(logger.get("dict_kwargs") or {})}
-    if stated.get("job_type") in {None, *JOBS.values()}:  # config.yaml states that of the training
-        stated["job_type"] = JOBS[subcommand]
-    logger["dict_kwargs"] = stated
+    passed_on = {"group": folder.path.parent.name, "resume": "allow", "job_type": JOBS[subcommand]}  # to wandb.init
+    logger["dict_kwargs"] = {**passed_on, **(logger.get("dict_kwargs") or {})}
 
 
 def identify_tensorboard(logger: Namespace, folder: RunFolder, subcommand: str) -> None:
@@ -93,6 +100,23 @@ IDENTIFY: dict[str, Callable[[Namespace, RunFolder, str], None]] = {
 }
 
 
+def check_installed(kind: str) -> None:
+    """Let a logger pass whose package is installed.
+
+    Raises:
+        ValueError: for another one, with what to install.
+    """
+    packages = NEEDS.get(kind, ())
+    if packages and not any(map(find_spec, packages)):
+        raise ValueError(f"{kind} needs the package {packages[0]}: pip install 'kd-lightning[tracking]'")
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What W&B raises where it will not have a run, for instance of somebody who is not logged in."""
+    wandb = sys.modules.get("wandb")
+    return () if wandb is None else (wandb.errors.Error,)
+
+
 def identify(config: Namespace, folder: RunFolder, subcommand: str) -> None:
     """Fill in what the loggers of a configuration leave open, so that they call the run what its folder is called.
 
@@ -105,5 +129,7 @@ def identify(config: Namespace, folder: RunFolder, subcommand: str) -> None:
         config.trainer.logger = False  # nothing is logged, but MLflow's logger makes a store when it is built
     loggers: Any = config.trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, Namespace) and (known := IDENTIFY.get(str(logger.class_path).rpartition(".")[2])):
-            known(logger, folder, subcommand)
+        kind = str(logger.class_path).rpartition(".")[2] if isinstance(logger, Namespace) else ""
+        if kind in IDENTIFY:
+            check_installed(kind)
+            IDENTIFY[kind](logger, folder, subcommand)

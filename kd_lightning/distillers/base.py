@@ -17,7 +17,7 @@ from kd_lightning.distillers.building import built
 from kd_lightning.distillers.criteria import Criteria, Term
 from kd_lightning.distillers.data_facts import classes_of, train_targets_of, views_of
 from kd_lightning.distillers.evaluating import log_figures, take_in
-from kd_lightning.distillers.meter import TermMeter
+from kd_lightning.distillers.meter import TermMeter, due
 from kd_lightning.distillers.metrics import Evaluations
 from kd_lightning.distillers.nonfinite import FiniteWatch
 from kd_lightning.distillers.optimizing import Decayed, parameter_groups
@@ -29,11 +29,9 @@ from kd_lightning.models import NetworkLike, Outputs, Teacher, Views
 from kd_lightning.models.memory_format import memory_format
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
-from kd_lightning.models.weights import matched
+from kd_lightning.models.weights import STUDENT, matched
 from kd_lightning.ranks import summed
 from kd_lightning.seeds import hashed_int, run_seed, seed_torch
-
-STUDENT = "student."  # what the student's entries in a checkpoint start with
 
 
 class Distiller(pl.LightningModule, ABC):
@@ -62,6 +60,7 @@ class Distiller(pl.LightningModule, ABC):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        self.compared = True  # with the teacher, in a test; a look at the student alone does without
         self._recipe = (student,)  # in a tuple, so that a module is registered once, as the student
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.weight_decay_on = scheduler_interval, weight_decay_on
@@ -128,7 +127,7 @@ class Distiller(pl.LightningModule, ABC):
         self.criteria.build(self._plan, self._teacher_plan)
         self.num_classes = num_classes
         self.val_metrics = Evaluations(self.parts(), num_classes, teacher=False, full=False)
-        self.test_metrics = Evaluations(self.parts(), num_classes, teacher=self.present_teacher is not None, full=True)
+        self.test_metrics = Evaluations(self.parts(), num_classes, teacher=self.is_compared(), full=True)
         if self.device_mesh is not None:
             self.shard()
 
@@ -245,7 +244,7 @@ class Distiller(pl.LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of the terms every ``log_every_n_steps``."""
-        if (batch_idx + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
+        if due(batch_idx + 1, cast(Any, self.trainer).log_every_n_steps):
             self._log_terms()
 
     def on_train_epoch_end(self) -> None:
@@ -296,9 +295,13 @@ class Distiller(pl.LightningModule, ABC):
         """Log the student's figures as ``val/*``."""
         self._log_figures("val", self.val_metrics.compute())
 
+    def is_compared(self) -> bool:
+        """Whether a test asks a teacher too."""
+        return self.compared and self.present_teacher is not None
+
     def test_step(self, batch: Any, batch_idx: int) -> Any:
         """Take in the student's answers, and the teacher's where there is one; callbacks are shown the `Answers`."""
-        teach = self.teach if self.present_teacher is not None else None
+        teach = self.teach if self.is_compared() else None
         return take_in(batch, self.test_metrics, self.examined, teach, self.device_mesh is not None)
 
     def on_test_epoch_end(self) -> None:

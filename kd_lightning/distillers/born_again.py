@@ -286,8 +286,7 @@ class BornAgainDistiller(Distiller):
         self._earlier = tuple(self._read(number) for number in range(self.generation))
         names = answer_names(self.generation + 1)
         classes = cast(int, self.num_classes)
-        taught = self.present_teacher is not None
-        self.test_metrics = Evaluations(names, classes, teacher=taught, full=True).to(self.device)
+        self.test_metrics = Evaluations(names, classes, teacher=self.is_compared(), full=True).to(self.device)
 
     def _read(self, generation: int) -> nn.Module:
         network = self._network()

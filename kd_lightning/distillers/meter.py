@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def due(steps: int, every: int) -> bool:
+    """Whether what happens every so many steps is due after so many; every 0 steps means never, as in Lightning."""
+    return every > 0 and steps % every == 0
+
+
 class TermMeter:
     """Sums of named values, float64, and the samples behind them.
 

@@ -1,7 +1,7 @@
 """A finished run's network in a file that others read without this package, and its model card."""
 
 from kd_lightning.export.agreement import Agreement, Answer, answered, compare, top1
-from kd_lightning.export.card import Facts, card
+from kd_lightning.export.card import Checkpoint, Facts, card
 from kd_lightning.export.choosing import Origin, choose
 from kd_lightning.export.folder import CARD, CLASSES, CONFIG, PREPROCESSING, check_folder, filling, push
 from kd_lightning.export.formats import FORMATS, Format, onnx_answer, require, write
@@ -18,6 +18,7 @@ __all__ = [
     "PREPROCESSING",
     "Agreement",
     "Answer",
+    "Checkpoint",
     "Facts",
     "Format",
     "Int8",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from kd_lightning.distillers.collaboration import ENSEMBLE
@@ -12,10 +13,39 @@ from kd_lightning.export.formats import NEEDED, Format
 from kd_lightning.export.int8 import Int8
 from kd_lightning.export.part import Part
 from kd_lightning.export.preprocessing import Preprocessing
+from kd_lightning.export.stated import stated
 from kd_lightning.export.use import library, usage
 
 TOP1 = "top1"
 UNKNOWN = "unknown"
+
+
+class Checkpoint(NamedTuple):
+    """Which checkpoint of a run was exported.
+
+    Attributes:
+        chosen: ``last`` or ``best``.
+        by: The figure that the best one was chosen by; empty for the last one.
+        on_test: Whether validation looks at the test set.
+        epoch: In which it was written, counted from 1.
+        step: After which.
+    """
+
+    chosen: str
+    by: str
+    on_test: bool
+    epoch: int
+    step: int
+
+    @property
+    def option(self) -> str:
+        """What a command takes it by; the last one by nothing."""
+        return "" if self.chosen == "last" else f" --ckpt {self.chosen}"
+
+    def __str__(self) -> str:
+        figure = f", by {self.by}" if self.by else ""
+        where = ", which was measured on the test set" if self.by.startswith("val/") and self.on_test else ""
+        return f"{self.chosen}{figure}{where}; of epoch {self.epoch}, step {self.step}"
 
 
 class Facts(NamedTuple):
@@ -31,7 +61,11 @@ class Facts(NamedTuple):
         scheme: Class of the run's model.
         formulas: Who learns -> the formula of its loss.
         teachers: Names of their networks.
-        figures: Of the run's test, ``test/...``; empty if this checkpoint was not tested.
+        taught_first: Whether they taught generation 0 alone, and this checkpoint is of a later one.
+        figures: Of the run's test, ``test/...``; empty if this checkpoint was not tested, or in another way.
+        untested: In which way it was not, as the end of a sentence.
+        checkpoint: Which it is.
+        config: The run's configuration.
         training: The run's record: seed, epochs, versions, commit.
         agreement: Of the file with the network.
         int8: Where the weights have 8 bits.
@@ -47,7 +81,11 @@ class Facts(NamedTuple):
     scheme: str
     formulas: Mapping[str, str]
     teachers: Sequence[str]
+    taught_first: bool
     figures: Mapping[str, float]
+    untested: str
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
     training: Mapping[str, Any]
     agreement: Agreement
     int8: Int8 | None = None
@@ -107,14 +145,21 @@ def _images(facts: Facts) -> str:
     return ", ".join(text) + "."
 
 
+def _measured(facts: Facts) -> tuple[str, str]:
+    """Whom the stated teachers taught, and what was measured of them."""
+    if facts.taught_first:
+        return " of generation 0", "not measured here"
+    top1 = facts.figures.get(f"test/teacher_{TOP1}")
+    return "", "its top-1 was not measured with this checkpoint" if top1 is None else f"test top-1 {top1:.4f}"
+
+
 def _method(facts: Facts) -> list[str]:
     lines = [f"- scheme: `{facts.scheme}`"]
     if facts.part.name:
         lines.append(f"- part of the run: `{facts.part.name}`")
     if facts.teachers:
-        top1 = facts.figures.get(f"test/teacher_{TOP1}")
-        measured = "its top-1 was not measured with this checkpoint" if top1 is None else f"test top-1 {top1:.4f}"
-        lines.append(f"- teacher: {', '.join(f'`{name}`' for name in facts.teachers)}, {measured}")
+        whose, measured = _measured(facts)
+        lines.append(f"- teacher{whose}: {', '.join(f'`{name}`' for name in facts.teachers)}, {measured}")
     lines += [f"- {where}: `{formula}`" for where, formula in facts.formulas.items()]
     return lines
 
@@ -123,7 +168,8 @@ def _figures(facts: Facts) -> list[str]:
     rows = {name: f"{value:.4f}" for name, value in sorted(facts.figures.items())}
     if facts.int8 is not None:
         rows |= {"test top-1 in float32": f"{facts.int8.before:.4f}", "test top-1 in int8": f"{facts.int8.after:.4f}"}
-    said = [_table(rows)] if rows else ["This checkpoint has not been tested: `kd-lightning test RUN` does."]
+    advice = f"`kd-lightning test RUN{facts.checkpoint.option}` tests it"
+    said = [_table(rows)] if rows else [f"This checkpoint has not been tested{facts.untested}; {advice}."]
     what = "The float32 file" if facts.int8 is not None else "The file"
     said.append(f"{what} was compared with the PyTorch network on images of the test set: {facts.agreement}.")
     return [*said, f"{facts.int8}."] if facts.int8 is not None else said
@@ -131,11 +177,17 @@ def _figures(facts: Facts) -> list[str]:
 
 def _made(facts: Facts) -> list[str]:
     record = facts.training
-    lines = [f"- {name}: {record[name]}" for name in ("seed", "epochs") if name in record]
+    lines = [f"- checkpoint: {facts.checkpoint}"]
+    lines += [f"- {name}: {record[name]}" for name in ("seed", "epochs") if name in record]
     lines += [f"- {package} {version}" for package, version in record.get("versions", {}).items()]
     lines.append(f"- commit: {record.get('commit') or 'not known'}")
     tools = ("torch", "timm", *(NEEDED if facts.format == "onnx" else ()))
     return [*lines, f"- exported with {', '.join(f'{name} {metadata.version(name)}' for name in tools)}"]
+
+
+def _configuration(facts: Facts) -> list[str]:
+    text = yaml.safe_dump(stated(facts.config), sort_keys=False, allow_unicode=True)
+    return ["What the run states, without places on its machine (of weights, data, logs).", f"```yaml\n{text}```"]
 
 
 def card(facts: Facts) -> str:
@@ -147,6 +199,7 @@ def card(facts: Facts) -> str:
         "Method": ["\n".join(_method(facts))],
         "Figures": _figures(facts),
         "Training": ["\n".join(_made(facts))],
+        "Configuration": _configuration(facts),
         "License": [f"{license[0].upper()}{license[1:]}." if facts.license is None else license],
     }
     about = f"`{facts.name}`, trained on {facts.data} ({len(facts.classes)} classes) with kd-lightning."

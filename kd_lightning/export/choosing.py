@@ -15,7 +15,7 @@ from kd_lightning.distillers.generation_answers import answer_names
 from kd_lightning.distillers.generations import generation_file
 from kd_lightning.distillers.peers import Peers
 from kd_lightning.export.part import AnswerOf, Ensemble, Heads, Part, at_ease, bare
-from kd_lightning.models import BranchedNetwork, MultiExitNetwork, Network, load_weights
+from kd_lightning.models import BranchedNetwork, MultiExitNetwork, Network, filled_later, load_weights
 from kd_lightning.models.peer_weights import BEST, best_peer
 from kd_lightning.models.two_heads import CLASS_HEAD, DISTILLATION_HEAD, Inference, TwoHeaded
 
@@ -45,7 +45,8 @@ class Origin(NamedTuple):
 
     def filled(self, recipe: Network, state: Mapping[str, Any]) -> nn.Module:
         """What a recipe builds, with those entries of a state that it has."""
-        made = recipe.build(cast(int, self.module.num_classes), self.in_chans)
+        with filled_later():
+            made = recipe.build(cast(int, self.module.num_classes), self.in_chans)
         made.load_state_dict({key: state[key] for key in made.state_dict()})
         return made
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.export.agreement import Answer
 from kd_lightning.export.part import Part
-from kd_lightning.models import save_weights
+from kd_lightning.models import filled_later, save_weights
 
 Format = Literal["safetensors", "onnx", "torch_export"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -51,13 +50,27 @@ def write(part: Part, format: Format, image_shape: tuple[int, ...], num_classes:
         path: Of the file.
 
     Raises:
-        ValueError: if the part is no state dict's answer, and that is asked for.
+        ValueError: if the part is no state dict's answer, and that is asked for, or its computation cannot be written.
     """
     if format == "safetensors":
         return _safetensors(part, num_classes, image_shape[0], path)
     images = torch.zeros(2, *image_shape)  # of one image, torch.export would take the number for a constant
     batch = ({0: torch.export.Dim("batch")},)
-    return (_onnx if format == "onnx" else _torch_export)(part.network, images, batch, path)
+    try:
+        return (_onnx if format == "onnx" else _torch_export)(part.network, images, batch, path)
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: torch has many, most of them private, for what it cannot follow
+        instead = "" if part.combined else "; take --format safetensors"
+        name = type(part.network).__name__
+        raise ValueError(f"the network {name} cannot be written as {format}: {_reason(error)}{instead}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what first went wrong."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _safetensors(part: Part, num_classes: int, in_chans: int, path: Path) -> Answer:
@@ -67,8 +80,8 @@ def _safetensors(part: Part, num_classes: int, in_chans: int, path: Path) -> Ans
             "take --format onnx or torch_export"
         )
     save_weights(part.network, path)
-    registered = part.recipe is not None and timm.is_model(part.recipe.name)
-    made = part.recipe.build(num_classes, in_chans) if part.recipe and registered else copy.deepcopy(part.network)
+    with filled_later():
+        made = part.recipe.build(num_classes, in_chans) if part.recipe is not None else copy.deepcopy(part.network)
     made.load_state_dict(safetensors.torch.load_file(path))
     return made.eval()
 
@@ -76,7 +89,8 @@ def _safetensors(part: Part, num_classes: int, in_chans: int, path: Path) -> Ans
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Without the exporter's account of its steps; what it raises comes through."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
         yield
 

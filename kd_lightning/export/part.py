@@ -1,16 +1,22 @@
 """A part of a run: the network that is exported, and the recipe that its weights fill."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
 
 from kd_lightning.distillers.generation_answers import ensemble
 from kd_lightning.distillers.peers import Peers
 from kd_lightning.models import Network
+from kd_lightning.models.network import LOCAL, TIMM_SOURCES
 from kd_lightning.models.two_heads import Inference, combined, two_heads
+
+OF_DATA = ("num_classes", "in_chans")  # what a network's constructor is told by the data
 
 
 class Part(NamedTuple):
@@ -86,12 +92,30 @@ def at_ease(network: nn.Module) -> nn.Module:
     return made.to(memory_format=torch.contiguous_format)
 
 
+def architecture(name: str) -> tuple[str, dict[str, Any]]:
+    """The name by which everybody's timm knows a network, and the arguments that are stored where a name points to.
+
+    Args:
+        name: Of a network; where it is a repository of the hub or a local folder, the ``config.json`` there is read.
+    """
+    if not name.startswith(TIMM_SOURCES):
+        return name, {}
+    where = name.partition(":")[2]
+    if name.startswith(LOCAL):
+        config = json.loads((Path(where) / "config.json").read_text())
+        found, stored = str(config["architecture"]), config.get("model_args") or {}
+    else:
+        _, found, stored = load_model_config_from_hf(where)
+    return found, {key: value for key, value in stored.items() if key not in OF_DATA}
+
+
 def bare(fields: Mapping[str, Any]) -> Network:
     """A recipe from its fields in a configuration, without the weights that a training started from.
 
     Recipes in its arguments lose theirs too, and with them the paths of files.
     """
-    return Network(fields["name"], {key: _bared(value) for key, value in (fields.get("kwargs") or {}).items()})
+    name, stored = architecture(fields["name"])
+    return Network(name, stored | {key: _bared(value) for key, value in (fields.get("kwargs") or {}).items()})
 
 
 def _bared(value: Any) -> Any:

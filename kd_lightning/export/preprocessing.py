@@ -52,8 +52,18 @@ def is_timms(part: Part) -> bool:
     return part.recipe is not None and not part.combined and timm.is_model(part.recipe.name)
 
 
-def timm_config(part: Part, preprocessing: Preprocessing, classes: Sequence[str]) -> dict[str, Any]:
-    """The ``config.json`` by which ``timm.create_model("local-dir:FOLDER")`` builds a network of `is_timms`."""
+def timm_config(part: Part, preprocessing: Preprocessing, classes: Sequence[str], file: str) -> dict[str, Any]:
+    """The ``config.json`` by which timm builds a network of `is_timms`: ``local-dir:FOLDER``, ``hf-hub:REPO_ID``.
+
+    Args:
+        part: What was exported.
+        preprocessing: Of the images.
+        classes: Their names.
+        file: Name of the file of the weights.
+
+    Raises:
+        ValueError: if timm does not build it.
+    """
     network: nn.Module = part.network
     if part.recipe is None or not isinstance(network, HasPretrainedCfg):
         raise ValueError("config.json is for networks that timm builds by name")
@@ -64,6 +74,6 @@ def timm_config(part: Part, preprocessing: Preprocessing, classes: Sequence[str]
         "num_classes": len(classes),
         "num_features": network.num_features,
         "label_names": list(classes),
-        "pretrained_cfg": {"num_classes": len(classes), **shown, **facts},
+        "pretrained_cfg": {"num_classes": len(classes), "hf_hub_filename": file, **shown, **facts},
         "model_args": {"in_chans": preprocessing.image_shape[0], **part.recipe.kwargs},
     }

@@ -29,19 +29,21 @@ def _loaded(file: str, part: Part, num_classes: int, in_chans: int) -> str:
     if part.recipe is None:
         return f"`{file}` holds the state dict of `{type(part.network).__module__}.{type(part.network).__name__}`."
     name = part.recipe.name
-    arguments = {"num_classes": num_classes, "in_chans": in_chans} | part.recipe.kwargs
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    start, made = ["import timm"], f'timm.create_model("{name}", {given})'
+    given = ", ".join(f"{key}={value!r}" for key, value in part.recipe.arguments(num_classes, in_chans).items())
+    start, made = ["import timm"], [f'network = timm.create_model("{name}", {given})']
     if not is_timms(part):
         module, _, made_by = name.rpartition(".")
-        start, made = [f"from {module} import {made_by}"], f"{made_by}({given})"
+        start, made = [f"from {module} import {made_by}"], [f"network = {made_by}({given})"]
+        if is_ours(part):
+            start.append("from kd_lightning.models import filled_later")
+            made = ["with filled_later():", f"    {made[0]}"]
     elif is_ours(part):
         start.append("import kd_lightning.models  # registers the network with timm")
     code = _code(
         *start,
         "from safetensors.torch import load_file",
         "",
-        f"network = {made}",
+        *made,
         f'network.load_state_dict(load_file("{file}"))',
         "network.eval()",
     )

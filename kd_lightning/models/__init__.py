@@ -3,6 +3,7 @@
 from kd_lightning.models.branched import BranchedNetwork
 from kd_lightning.models.ensemble import EnsembleTeacher
 from kd_lightning.models.exits import MultiExitNetwork
+from kd_lightning.models.filled_later import filled_later
 from kd_lightning.models.frozen import FrozenTeacher
 from kd_lightning.models.input_adapter import Views
 from kd_lightning.models.moving_average import MovingAverageTeacher
@@ -33,6 +34,7 @@ __all__ = [
     "Teacher",
     "TeacherCheck",
     "Views",
+    "filled_later",
     "load_weights",
     "peer_weights",
     "save_weights",

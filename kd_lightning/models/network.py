@@ -13,6 +13,7 @@ import timm
 from torch import nn
 
 from kd_lightning.models import cifar
+from kd_lightning.models.filled_later import is_filled_later
 from kd_lightning.models.peer_weights import OF_PEER, load_peer
 from kd_lightning.models.weights import file_sha256, load_weights
 from kd_lightning.seeds import run_seed, seeded
@@ -22,7 +23,9 @@ Role = Literal["student", "teacher"]
 REGISTERED = cifar  # importing it registers the networks with timm
 KEPT = "epoch="  # what the name of a checkpoint of an epoch starts with
 AT_EPOCH = f"@{KEPT}"
-TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+LOCAL = "local-dir:"
+TIMM_SOURCES = ("hf-hub:", "hf_hub:", LOCAL)  # in front of a name: where timm finds a config.json, and weights
+PRETRAINED = "pretrained"  # weights of timm's
 
 
 def epoch_file(run: Path, epoch: str) -> Path:
@@ -143,8 +146,20 @@ class Network:
                 reason = "comes from the data" if flowing == "num_classes" else "is said by weights: pretrained"
                 raise ValueError(f"kwargs must not hold {flowing}, which {reason}; got {self.kwargs[flowing]!r}")
 
+    def arguments(self, num_classes: int, in_chans: int) -> dict[str, Any]:
+        """What the constructor is given: ``kwargs``, and what comes from the data, where it takes that.
+
+        Raises:
+            ValueError: if there is no network of that name.
+        """
+        given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans} | self.kwargs
+        known = inspect.signature(constructor(self.name)).parameters
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+            return given
+        return {key: value for key, value in given.items() if key in known or key in self.kwargs}
+
     def build(self, num_classes: int, in_chans: int = 3, role: Role = "student", seed: int | None = None) -> nn.Module:
-        """A new network with its weights.
+        """A new network with its weights, unless it is `filled_later`.
 
         The initialisation is a function of (seed, role): a student starts from the same weights whether or not a
         teacher is built beside it.
@@ -158,21 +173,18 @@ class Network:
         Raises:
             ValueError: if the name, an argument, or the weights do not fit; the message says what is right.
         """
-        make = constructor(self.name)
-        given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans} | self.kwargs
-        if self.from_hub:
+        make, given = constructor(self.name), self.arguments(num_classes, in_chans)
+        weights = None if is_filled_later() else self.weights
+        if weights == PRETRAINED:
             self._check_head(num_classes, role)
             given["pretrained"] = True
-        known = inspect.signature(make).parameters
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-            given = {key: value for key, value in given.items() if key in known or key in self.kwargs}
         with seeded(run_seed() if seed is None else seed, "initialisation", role):
             try:
                 network = make(**given)
             except (TypeError, RuntimeError) as error:  # timm: an unknown pretrained tag
                 raise ValueError(f"network {self.name}: {error}") from error
-        if self.weights is not None and not self.from_hub:
-            self._fill(network, self.weights)
+        if weights is not None and weights != PRETRAINED:
+            self._fill(network, weights)
         return network
 
     def _fill(self, network: nn.Module, weights: str | dict[str, str]) -> None:
@@ -185,7 +197,7 @@ class Network:
     @property
     def from_hub(self) -> bool:
         """Whether the weights are timm's."""
-        return self.weights == "pretrained"
+        return self.weights == PRETRAINED
 
     def identity(self) -> dict[str, str]:
         """What the answers of the network depend on, as short texts; its weights by the hash of their file.

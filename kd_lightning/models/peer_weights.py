@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.models.weights import matched, read_weights
+from kd_lightning.models.weights import evaluated_student, matched, read_weights
 
 OF_PEER = "#peer="  # between a run, or a file, and the name of one of its peers
-PEERS = "student.networks."  # what the peers' entries in a checkpoint start with
+PEERS = "networks"  # what holds the peers in an `OnlineDistiller`'s student
 TRUNK, BRANCHES = "trunk.", "branches."  # of a `BranchedNetwork`
 NETWORK, EXITS = "network.", "exits."  # of a `MultiExitNetwork`
 BEST = "best"
@@ -65,18 +65,23 @@ def best_peer(top1: Mapping[str, float], asked: str) -> str:
     return max(sorted(top1), key=lambda learner: top1[learner])
 
 
+def peers_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The peers of an `OnlineDistiller`'s checkpoint, each by its own network's names, as they are evaluated."""
+    state = _under(evaluated_student(checkpoint), PEERS)
+    return {name: _under(state, name) for name in sorted({key.partition(".")[0] for key in state})}
+
+
 def _owner(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], int | None]:
     """The whole state of a peer, and the number of the branch or exit that is meant; see `peer_weights`."""
     if name == BEST:
         name = best_peer(checkpoint.get(TOP1) or {}, "peer 'best'")
-    state = {key.removeprefix(PEERS): value for key, value in checkpoint["state_dict"].items() if key.startswith(PEERS)}
-    names = sorted({key.partition(".")[0] for key in state})
+    peers = peers_in(checkpoint)
     owner, _, number = name.rpartition("_")
-    if name not in names and owner in names and number.isdecimal():
-        return _under(state, owner), int(number)
-    if name not in names:
-        raise ValueError(f"the checkpoint has no peer {name!r}: it has {', '.join(names) or 'none'}")
-    return _under(state, name), None
+    if name not in peers and owner in peers and number.isdecimal():
+        return peers[owner], int(number)
+    if name not in peers:
+        raise ValueError(f"the checkpoint has no peer {name!r}: it has {', '.join(peers) or 'none'}")
+    return peers[name], None
 
 
 def peer_weights(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
+from kd_lightning.models.filled_later import is_filled_later
 from kd_lightning.models.network import Network
 from kd_lightning.models.token_maps import to_map
 
@@ -42,7 +43,7 @@ def projector(in_chs: int, out_chs: int, factor: int) -> nn.Sequential:
 
 def _backbone(role: str, recipe: Recipe, num_classes: int, in_chans: int) -> tuple[nn.Module, Backbone]:
     network = recipe if isinstance(recipe, Network) else Network(**recipe)
-    if role == "teacher" and network.weights is None:
+    if role == "teacher" and network.weights is None and not is_filled_later():
         raise ValueError(f"teacher {network.name} has no weights: its classifier would be noise; give teacher.weights")
     built = network.build(num_classes, in_chans, "teacher" if role == "teacher" else "student")
     if not isinstance(built, Backbone):
@@ -68,7 +69,8 @@ class SimKDStudent(nn.Module):
         in_chans: Channels of the images.
 
     Raises:
-        ValueError: if the teacher has no weights, or one of the two lacks timm's interface.
+        ValueError: if the teacher has no weights, unless all is `filled_later`, or one of the two lacks timm's
+            interface.
     """
 
     def __init__(

@@ -18,7 +18,9 @@ from kd_lightning.whole_file import whole_file
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "student.", "model.", "network.")
-STUDENT = "student."
+STUDENT = "student."  # what the student's entries in a Lightning checkpoint start with
+AVERAGE, EVALUATED = "ema", "ema_evaluated"  # there: the student's moving average, and whether that is evaluated
+OF_AVERAGE = "module."  # what the average's entries start with
 SHOWN = 20
 
 State = Mapping[str, Any]
@@ -88,12 +90,28 @@ def _read(path: Path, sha256: str | None) -> object:
         raise _unreadable(path, ValueError(f"it begins with {start!r}, as no safetensors or torch.save file does"))
 
 
+def _below(state: object, prefix: str) -> dict[str, Any]:
+    entries = state.items() if isinstance(state, Mapping) else ()
+    return {name.removeprefix(prefix): value for key, value in entries if (name := str(key)).startswith(prefix)}
+
+
+def evaluated_student(checkpoint: State) -> dict[str, Any]:
+    """The student of a Lightning checkpoint under its own names; nothing where it holds none.
+
+    It is the moving average where the run evaluates that, so it is what the run's figures are of. An average that does
+    not say whether it is evaluated is.
+    """
+    average = _below(checkpoint.get(AVERAGE), OF_AVERAGE) if checkpoint.get(EVALUATED, True) else {}
+    return average or _below(checkpoint.get("state_dict"), STUDENT)
+
+
 def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Any]:
     """The named tensors of a local file, on the CPU, under the names that they have there.
 
     The content decides the format: safetensors; what ``torch.save`` wrote of a state dict, or of a dict with one under
-    one of `STATE_DICT_KEYS`; a Lightning checkpoint, of which the entries ``student.…`` are taken where there are any
-    (beside them stand the criteria's adapters). Nothing that is pickled beyond tensors and plain containers is loaded.
+    one of `STATE_DICT_KEYS`; a Lightning checkpoint, of which the `evaluated_student` is taken where there is one (in
+    the state dict stand the criteria's adapters too). Nothing that is pickled beyond tensors and plain containers is
+    loaded.
 
     Args:
         path: A file on this machine.
@@ -121,7 +139,7 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Any]:
         )
     entries = {str(key): value for key, value in state.items()}
     if isinstance(content, Mapping) and "pytorch-lightning_version" in content:
-        return {key: value for key, value in entries.items() if key.startswith(STUDENT)} or entries
+        return evaluated_student(content) or entries
     return entries
 
 

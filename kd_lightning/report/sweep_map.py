@@ -34,6 +34,22 @@ class Point(NamedTuple):
         return Statistic(self.values).std
 
 
+def is_number(value: Any) -> bool:
+    """Whether it has a place on an axis of numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def drawable(points: Sequence[Point]) -> list[Point]:
+    """The points with numbers where all values of a parameter are, else with words; without a parameter with a word."""
+    if not points[0].parameters:
+        return [Point({"": "all seeds"}, point.values) for point in points]
+    words = {name for point in points for name, value in point.parameters.items() if not is_number(value)}
+    return [
+        Point({name: str(value) if name in words else value for name, value in point.parameters.items()}, point.values)
+        for point in points
+    ]
+
+
 def varied(points: Sequence[Point]) -> dict[str, list[Any]]:
     """The parameters with more than one value, and their values in the order in which they come."""
     values: dict[str, list[Any]] = {name: [] for name in points[0].parameters}
@@ -96,6 +112,7 @@ def draw_sweep(points: Sequence[Point], metric: str, path: Path) -> None:
         metric: The figure's name.
         path: Of the picture (PNG).
     """
+    points = drawable(points)
     names = varied(points)
     first = list(names)[:2] or [next(iter(points[0].parameters))]
     rest = {name: values for name, values in names.items() if name not in first}

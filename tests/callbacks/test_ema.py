@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning.callbacks import StudentEMA
 from kd_lightning.callbacks.ema import Average
+from kd_lightning.models.weights import read_weights
 
 DECAY, RATE = 0.75, 0.5
 
@@ -112,6 +113,16 @@ def test_the_checkpoint_keeps_it_beside_the_students_state(tmp_path: Path) -> No
     assert set(checkpoint["state_dict"]) == {"student.weight", "student.count"}
     assert checkpoint["state_dict"]["student.weight"].item() == 7.0
     assert checkpoint["ema"]["module.weight"].item() == pytest.approx(by_hand(8.0, [7.5, 7.0]))
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_who_takes_the_weights_gets_what_is_evaluated(tmp_path: Path, evaluate: bool) -> None:
+    trainer = trainer_of(tmp_path, 1, StudentEMA(DECAY, evaluate))
+    trainer.fit(Toy(), loader(2))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    found = read_weights(tmp_path / "one.ckpt")
+    assert found.keys() == {"weight", "count"}
+    assert found["weight"].item() == pytest.approx(by_hand(8.0, [7.5, 7.0]) if evaluate else 7.0)
 
 
 def test_a_resumed_average_goes_on(tmp_path: Path) -> None:

@@ -92,3 +92,12 @@ def test_it_adds_no_folder_of_its_own(path: Path) -> None:
     assert (log.name, log.version, log.save_dir) == ("", "", str(path.parent))
     log.log_hyperparams({"lr": 0.1})
     assert not path.exists()
+
+
+def test_the_last_value_of_a_figure_may_be_of_an_earlier_part(path: Path) -> None:
+    log = MetricsFile(path)
+    log.log_metrics({"val/top1": 0.5}, step=1)
+    log.log_metrics({"val/top1": 0.25}, step=2)
+    log.log_metrics({"lr": 1}, step=3)
+    for each in (log, MetricsFile(path)):
+        assert (each.last("val/top1"), each.last("lr"), each.last("val/loss")) == (0.25, 1.0, None)

@@ -125,6 +125,12 @@ def test_figures_are_asked_for_no_more_often_than_they_are_logged(
     assert len(asked) == 4  # before the first step and after the fifth, at the end of the epoch and of the training
 
 
+def test_terms_may_be_logged_at_the_end_of_each_epoch_alone(loader: DataLoader[Any]) -> None:
+    bar, shown = on_a_terminal()
+    pl.Trainer(max_epochs=1, callbacks=[bar], log_every_n_steps=0, **QUIET).fit(Toy(), loader)
+    assert re.search(r"Training +━+ 10/10 0:00:00 left", said(shown))
+
+
 def test_steps_that_follow_each_other_quickly_are_not_drawn(
     loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning.callbacks import MetricsFile, RunRecord
+from kd_lightning.callbacks.record import differences
 from kd_lightning.run_folder import PACKAGES, RunFolder
 
 CONFIG = "seed_everything: 3\ntrainer:\n  max_epochs: 2\n"
@@ -114,9 +115,19 @@ def test_a_training_that_fails_has_no_record(folder: RunFolder, loader: DataLoad
 def test_the_figures_of_a_test(folder: RunFolder, loader: DataLoader[Any]) -> None:
     trainer_of(folder, RunRecord(folder, CONFIG, 3)).test(Toy(), loader, verbose=False)
     results = json.loads(folder.results.read_text())
-    assert set(results) == {"test/top1", "seed", "epochs", "devices", "seconds", "versions", "commit", "checkpoint"}
+    subject = {"checkpoint": "", "checkpoint_sha256": None, "images": 0, "stated_otherwise": []}
+    assert set(results) == {"test/top1", "seed", "epochs", "devices", "seconds", "versions", "commit", *subject}
+    assert {key: results[key] for key in subject} == subject
     assert results["test/top1"] == 0.25
     assert not folder.record.exists()
+
+
+def test_what_a_test_states_otherwise_than_its_run() -> None:
+    run = {"class_path": "A", "init_args": {"root": "data", "views": {"small": 2}, "mean": [0.5, 0.4], "workers": 4}}
+    test = {"class_path": "A", "init_args": {"root": "/mnt", "views": {"small": 3}, "mean": [0.5, 0.4], "crop": 0.9}}
+    assert list(differences(run, run, "data")) == []
+    assert list(differences(test, run, "data")) == ["data.init_args.crop", "data.init_args.views.small"]
+    assert list(differences(None, run, "data")) == ["data"]
 
 
 def test_other_loggers_hear_the_whole_configuration_of_a_fit(folder: RunFolder, loader: DataLoader[Any]) -> None:

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kd_lightning.callbacks import Checkpoints, StudentEMA
+from kd_lightning.callbacks import Checkpoints, MetricsFile, StudentEMA
 from kd_lightning.callbacks.wandb_report import WandbReport, hashes
 from kd_lightning.callbacks.wandb_tables import image_table, reliability_plot, soft_target
 from kd_lightning.datamodules import DigitsDataModule
-from kd_lightning.distillers import Classifier, OfflineDistiller, Term
+from kd_lightning.distillers import DML, Classifier, OfflineDistiller, OnlineDistiller, Peer, Term
 from kd_lightning.distillers.calibration import binned
 from kd_lightning.distillers.notable_images import Notable
 from kd_lightning.losses import CrossEntropy, SoftTarget
@@ -71,10 +71,12 @@ def distiller(teacher: nn.Module) -> OfflineDistiller:
     return OfflineDistiller(linear(), FrozenTeacher(teacher, check=False), criteria, sgd)
 
 
-def trainer_of(folder: Path, report: WandbReport, *callbacks: pl.Callback, logger: Any = None) -> pl.Trainer:
+def trainer_of(
+    folder: Path, report: WandbReport, *callbacks: pl.Callback, logger: Any = None, **options: Any
+) -> pl.Trainer:
     return pl.Trainer(
         accelerator="cpu",
-        max_epochs=2,
+        **{"max_epochs": 2, **options},
         logger=Noted(experiment=Run()) if logger is None else logger,
         callbacks=[report, *callbacks, *Checkpoints().callbacks(RunFolder(folder), True)],
         default_root_dir=folder,
@@ -118,6 +120,31 @@ def test_the_student_is_the_one_that_is_evaluated(evaluate: bool, tmp_path: Path
     run: Run = trainer.logger.experiment  # type: ignore[union-attr]
     found = load_file(run.artifacts["last"]["student.safetensors"])
     assert all(torch.equal(value, found[key]) for key, value in expected.state_dict().items())
+
+
+def test_each_peer_has_a_file_that_its_plain_network_takes(tmp_path: Path) -> None:
+    peers = {"a": Peer(linear()), "b": Peer(linear())}
+    criteria = {"ce": Term(CrossEntropy(), teacher=None), "kd": Term(SoftTarget())}
+    module, trainer = OnlineDistiller(peers, DML(), sgd, criteria), trainer_of(tmp_path, WandbReport())
+    trainer.fit(module, DigitsDataModule(val_fraction=0.1))
+    run: Run = trainer.logger.experiment  # type: ignore[union-attr]
+    assert sorted(run.artifacts["last"]) == ["last.ckpt", "student-a.safetensors", "student-b.safetensors"]
+    for name in peers:
+        plain, trained = linear(), module.student.networks[name].state_dict()  # type: ignore[union-attr, index]
+        plain.load_state_dict(load_file(run.artifacts["last"][f"student-{name}.safetensors"]))
+        assert all(torch.equal(value, trained[key]) for key, value in plain.state_dict().items())
+
+
+def test_the_last_figure_may_be_of_before_the_training_was_resumed(tmp_path: Path) -> None:
+    summaries = []
+    for epochs, checkpoint in ((2, None), (3, tmp_path / "checkpoints/last.ckpt")):
+        logger, options = Noted(experiment=Run()), {"max_epochs": epochs, "check_val_every_n_epoch": 2}
+        trainer = trainer_of(tmp_path, WandbReport(), logger=[MetricsFile(tmp_path / "m.csv"), logger], **options)
+        trainer.fit(Classifier(linear(), sgd), DigitsDataModule(val_fraction=0.1), ckpt_path=checkpoint)
+        summaries.append(logger.experiment.summary)
+    assert "val/top1" not in trainer.callback_metrics
+    assert summaries[0].keys() == {"val/top1.best", "val/top1.last"}
+    assert summaries[1] == pytest.approx(summaries[0])
 
 
 def test_without_artifacts_no_checkpoint_is_told(tmp_path: Path) -> None:

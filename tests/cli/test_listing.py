@@ -11,7 +11,7 @@ import timm
 import yaml
 
 from kd_lightning import distillers, losses
-from kd_lightning.cli.listing import answer, listed, of_config
+from kd_lightning.cli.listing import HELP, answer, listed, of_config
 from kd_lightning.packaged import configs
 
 
@@ -103,6 +103,21 @@ def test_configurations_are_told_apart() -> None:
 )
 def test_who_learns_from_whom(stated: dict[str, object], told: tuple[str, str]) -> None:
     assert of_config(yaml.safe_dump({"model": {"init_args": stated}})) == told
+
+
+def test_a_configuration_without_a_model_says_its_first_sentence() -> None:
+    text = "# kd-lightning fit --config a.yaml\n# One thing beside\n# metrics.csv. Another.\nkey: 1\n# More."
+    assert of_config(text) == ("", "One thing beside metrics.csv.")
+    assert of_config("key: 1\n# More.") == ("", "")
+    told = {
+        path: of_config(path.read_text())[1] for path in configs().values() if path.parent.name in ("logger", "sweep")
+    }
+    assert len(told) > 3
+    assert all(sentence.endswith(".") for sentence in told.values())
+
+
+def test_the_help_says_which_ones_are_no_configurations_of_a_training() -> None:
+    assert "those under sweep/ are for kd-lightning sweep" in HELP
 
 
 def test_columns_begin_below_each_other() -> None:

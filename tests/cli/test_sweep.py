@@ -91,6 +91,10 @@ def test_a_sweep_of_the_digits(
         ([f"--{KEY}=0.1"], "is swept over"),
         ([f"--{KEY}", "0.1"], "is swept over"),
         (["--config=nowhere.yaml"], "there is no configuration nowhere.yaml"),
+        (["--name=a/b"], "must be the name of one folder, got 'a/b'"),
+        (["--experiment=e"], "a sweep has no option --experiment: its runs are runs/NAME/CELL, so give --name"),
+        (["--run", "r"], "a sweep has no option --run"),
+        (["--seeds=0,1", "--seed_everything=3"], "--seed_everything is swept over"),
     ],
 )
 def test_a_mistake_is_one_message_before_a_run(

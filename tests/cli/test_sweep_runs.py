@@ -109,11 +109,25 @@ def test_a_sweep_goes_on_only_with_the_same_command_and_configurations(tmp_path:
     config, note = tmp_path / "c.yaml", tmp_path / "sweep/sweep.json"
     config.write_text("seed_everything: 0")
     line = [f"--config={config}", "--trainer.max_epochs=3"]
-    check_same(note, line)
-    check_same(note, line)
+    check_same(note, line, GRID)
+    check_same(note, line, GRID)
     assert json.loads(note.read_text())["line"] == line
     with pytest.raises(ValueError, match=r"holds runs of other line: .*max_epochs=3.* give another --name"):
-        check_same(note, [line[0], "--trainer.max_epochs=4"])
+        check_same(note, [line[0], "--trainer.max_epochs=4"], GRID)
     config.write_text("seed_everything: 1")
     with pytest.raises(ValueError, match="holds runs of other configs"):
-        check_same(note, line)
+        check_same(note, line, GRID)
+
+
+def test_a_cell_has_the_name_of_no_other_one(tmp_path: Path) -> None:
+    note = tmp_path / "s/sweep.json"
+    check_same(note, [], GRID)
+    check_same(note, [], cells({"m.kd.weight": [0.9, 1.9]}))
+    check_same(note, [], cells({"m.kd.weight": [0.1], "seed_everything": [0, 1]}))
+    check_same(note, [], cells({"m.ce.weight": [0.1], "m.kd.weight": [0.1]}))  # by longer names
+    for parameters in ({"m.ce.weight": [0.2, 0.1]}, {"m.ce.weight": [1.9]}):
+        with pytest.raises(ValueError, match=r"holds runs of another weight=.*kd\.weight.*now.*ce\.weight.*--name"):
+            check_same(note, [], cells(parameters))
+    check_same(note, [], cells({"data.root": ["a/b"]}))
+    with pytest.raises(ValueError, match="another root=a-b"):
+        check_same(note, [], cells({"data.root": ["a b"]}))

@@ -9,6 +9,7 @@ import pytest
 from jsonargparse import Namespace
 from lightning.pytorch import loggers
 
+from kd_lightning.cli import tracking
 from kd_lightning.cli.tracking import NO_DATABASE, identify
 from kd_lightning.run_folder import RunFolder
 
@@ -83,16 +84,34 @@ def test_runs_with_other_names_are_other_runs(one: str, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("subcommand", "stated", "job"),
-    [("fit", None, "train"), ("test", "train", "test"), ("predict", "test", "predict"), ("test", "mine", "mine")],
+    [("fit", None, "train"), ("test", None, "test"), ("predict", None, "predict"), ("test", "mine", "mine")],
 )
 def test_the_job_type_is_the_commands_unless_it_is_stated(subcommand: str, stated: str | None, job: str) -> None:
     found = identified(logger(dict_kwargs={"job_type": stated} if stated else None), subcommand=subcommand)
     assert found.dict_kwargs["job_type"] == job
 
 
-def test_the_agent_of_a_sweep_says_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_RUN_ID", "sweep1")
-    assert identified(logger()).init_args.id == "sweep1"
+def test_the_agent_of_a_sweep_says_the_id_which_the_files_remember(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "sweep-1")
+    assert identified(logger()).init_args.id == "sweep-1"
+    folder = RunFolder(tmp_path / "e/r")
+    for name in ("run-20261129_101112-old", "offline-run-20261129_101113-sweep-1", "latest-run", "debug.log"):
+        (folder.path / "wandb" / name).mkdir(parents=True)
+    for agent in ("another", None):
+        monkeypatch.setenv("WANDB_RUN_ID", agent) if agent else monkeypatch.delenv("WANDB_RUN_ID")
+        assert identified(logger(), folder).init_args.id == "sweep-1"
+
+
+@pytest.mark.parametrize(("kind", "package"), [("MLFlowLogger", "mlflow"), ("TensorBoardLogger", "tensorboard")])
+def test_a_logger_without_its_package_says_what_to_install(
+    kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    message = f"{kind} needs the package {package}: pip install 'kd-lightning[tracking]'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        identified(lightnings(kind))
 
 
 def test_checkpoints_of_an_offline_run_are_refused_as_artifacts_of_lightnings(monkeypatch: pytest.MonkeyPatch) -> None:

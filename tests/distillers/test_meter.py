@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.distillers.meter import TermMeter
+from kd_lightning.distillers.meter import TermMeter, due
 
 
 def alone(value: Tensor) -> Tensor:
@@ -101,3 +101,8 @@ def test_a_restored_sum_is_not_rounded() -> None:
     for each in (meter, again):
         each.add({"ce": torch.tensor(0.7)}, 5)
     assert again.read(alone) == meter.read(alone)
+
+
+def test_what_is_due_every_so_many_steps() -> None:
+    assert [steps for steps in range(1, 8) if due(steps, 3)] == [3, 6]
+    assert not any(due(steps, 0) for steps in range(3))

@@ -1,10 +1,11 @@
-"""Weights & Biases, offline: what one run file says after a training and its test."""
+"""Weights & Biases, offline: what its files say of a run that is trained, stopped, resumed, tested."""
 
 import csv
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import yaml
 
 from kd_lightning.cli.commands import run
 from kd_lightning.models import Network, save_weights
+from kd_lightning.run_folder import RunFolder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
-HEADER, BLOCK, RECORD_HEADER = 7, 32768, 7
+NAMED = ("--experiment", "e", "--run", "r")
+HEADER, BLOCK, RECORD_HEADER, WHOLE_OR_LAST = 7, 32768, 7, (1, 4)
 FIGURES = {"train/ce", "train/loss", "lr", "val/top1", "test/top1"}
 PATIENCE = 20  # seconds
+GoneAt = Callable[[int], AbstractContextManager[None]]
 
 
 def records(path: Path) -> list[Any]:
@@ -30,24 +34,45 @@ def records(path: Path) -> list[Any]:
             at += BLOCK - at % BLOCK
             continue
         size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        partial += content[at + RECORD_HEADER : at + RECORD_HEADER + size]
+        part = content[at + RECORD_HEADER : at + RECORD_HEADER + size]
+        if len(part) < size:  # it is being written
+            break
+        partial += part
         at += RECORD_HEADER + size
-        if kind in (1, 4):  # whole, or the last part
-            record = pb.Record()
-            record.ParseFromString(partial)
-            found.append(record)
+        if kind in WHOLE_OR_LAST:
+            found.append(pb.Record.FromString(partial))
             partial = b""
     return found
 
 
-def logged(files: Sequence[Path]) -> set[str]:
-    """Keys of the figures in run files."""
-    rows = [item for file in files for record in records(file) for item in record.history.item]
-    return {item.key or "/".join(item.nested_key) for item in rows}
+def finished(path: Path) -> list[Any]:
+    """The records of a file to the end of its run; W&B's own process writes them, and may be behind."""
+    deadline = time.monotonic() + PATIENCE
+    while not ((found := records(path)) and found[-1].HasField("exit")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
 
 
 def values(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def history(found: Sequence[Any]) -> list[dict[str, Any]]:
+    return [values(record.history.item) for record in found if record.HasField("history")]
+
+
+def summary_of(found: Sequence[Any]) -> dict[str, Any]:
+    final: dict[str, Any] = {}
+    for record in found:
+        final |= values(record.summary.update)
+    return final
+
+
+def figures(name: str) -> list[float]:
+    """All values of a figure in the run's metrics file."""
+    with Path("runs/e/r/metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
 @pytest.fixture
@@ -67,7 +92,7 @@ def test_one_run_with_everything(wandb: Any) -> None:
     save_weights(Network("cifar_resnet8").build(10, 1), "teacher.safetensors")
     Path("average.yaml").write_text("trainer: {callbacks: [{class_path: kd_lightning.callbacks.StudentEMA}]}")
     files = [CONFIGS / "digits/offline/kd.yaml", "average.yaml", CONFIGS / "logger/wandb.yaml"]
-    line = ["fit", *(f"--config={file}" for file in files), "--experiment", "e", "--run", "r", "--trainer.max_epochs=2"]
+    line = ["fit", *(f"--config={file}" for file in files), *NAMED, "--trainer.max_epochs=2"]
     teacher = "--model.teacher.init_args"
     line += [f"{teacher}.network.weights=teacher.safetensors", f"{teacher}.check=false"]
     assert run([*line, *QUIET]) == 0
@@ -76,11 +101,8 @@ def test_one_run_with_everything(wandb: Any) -> None:
     wandb.finish()
     paths = sorted(Path("runs/e/r/wandb").glob("offline-run-*/*.wandb"))
     assert len(paths) == 2  # one for each command; both are the same run
-    deadline = time.monotonic() + PATIENCE  # W&B's own process writes them, and may be behind
-    while time.monotonic() < deadline and not logged(paths) >= FIGURES:
-        time.sleep(0.2)
-    assert logged(paths) >= FIGURES
-    trained, tested = (records(path) for path in paths)
+    trained, tested = (finished(path) for path in paths)
+    assert {key for part in (trained, tested) for row in history(part) for key in row} >= FIGURES
     runs = [[record.run for record in part if record.HasField("run")] for part in (trained, tested)]
     assert {(one.run_id, one.run_group, one.display_name) for part in runs for one in part} == {("e-r", "e", "r")}
     assert [{one.job_type for one in part} for part in runs] == [{"train"}, {"test"}]
@@ -99,13 +121,9 @@ def test_one_run_with_everything(wandb: Any) -> None:
     assert {"torch", "lightning", "kd_lightning"} <= config["versions"].keys()
     assert "commit" in config
 
-    summary: list[dict[str, Any]] = [{}, {}]
-    for final, part in zip(summary, (trained, tested), strict=True):
-        for record in part:
-            final |= values(record.summary.update)
-    with Path("runs/e/r/metrics.csv").open(newline="") as file:
-        figures = [float(row["val/top1"]) for row in csv.DictReader(file) if row["val/top1"]]
-    assert (summary[0]["val/top1.best"], summary[0]["val/top1.last"]) == (max(figures), figures[-1])
+    summary = [summary_of(part) for part in (trained, tested)]
+    top1 = figures("val/top1")
+    assert (summary[0]["val/top1.best"], summary[0]["val/top1.last"]) == (max(top1), top1[-1])
     models = [record.artifact for record in trained if record.HasField("artifact")]
     assert [(model.name, set(model.aliases) - {"latest"}) for model in models] == [
         ("model-e-r", {"best"}),
@@ -121,3 +139,47 @@ def test_one_run_with_everything(wandb: Any) -> None:
     assert {row["shown as"] for row in rows} == {"missed", "least sure"}
     assert all(row["student"] != row["label"] == row["teacher"] for row in rows if row["shown as"] == "missed")
     assert all(row["teacher, T = 4"] for row in rows)
+
+
+def test_stopped_resumed_and_tested_is_one_run(wandb: Any, gone_at: GoneAt) -> None:
+    configs = ["--config", f"{CONFIGS}/digits/supervised/teacher.yaml", "--config", f"{CONFIGS}/logger/wandb.yaml"]
+    short = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1"]
+    with gone_at(5):
+        run(["fit", *configs, *NAMED, *short, "--trainer.check_val_every_n_epoch=2", *QUIET])
+    wandb.finish()
+    assert run(["resume", "runs/e/r"]) == 0  # without another validation
+    wandb.finish()
+    assert run(["test", "runs/e/r", *QUIET]) == 0
+    wandb.finish()
+
+    folder = RunFolder(Path("runs/e/r"))
+    found = [finished(path) for path in sorted(folder.path.glob("wandb/offline-run-*/*.wandb"))]
+    assert len(found) == 3  # a file for each process; all are the same run
+    runs = [record.run for part in found for record in part if record.HasField("run")]
+    assert {(one.run_id, one.run_group, one.display_name, one.project) for one in runs} == {
+        ("e-r", "e", "r", "kd_lightning")
+    }
+    stopped, resumed, tested = found
+    assert [row["trainer/global_step"] for row in history(stopped) if "train/loss" in row] == [1, 2, 3, 4, 5]
+    assert [row["trainer/global_step"] for row in history(resumed) if "train/loss" in row] == [5, 6]
+    assert all({"train/ce", "lr"} <= set(row) for row in history(resumed) if "train/loss" in row)
+    final = summary_of(resumed)
+    assert {name: final[name] for name in ("train/ce", "lr")} == {
+        name: figures(name)[-1] for name in ("train/ce", "lr")
+    }
+    (top1,) = figures("val/top1")
+    assert (final["val/top1.best"], final["val/top1.last"]) == (top1, top1)
+    assert folder.record.exists()
+    assert summary_of(tested)["test/top1"] == json.loads(folder.results.read_text())["test/top1"]
+
+
+def test_who_is_not_logged_in_is_told_so(
+    wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    configs = ["--config", f"{CONFIGS}/digits/supervised/student.yaml", "--config", f"{CONFIGS}/logger/wandb.yaml"]
+    assert run(["fit", *configs, *NAMED, *QUIET]) == 2
+    assert "kd-lightning: error: No API key configured" in capsys.readouterr().err

@@ -14,6 +14,20 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "kd_lightning", "configs")
 Carried = Callable[..., str]
+ASKED = """
+import json, onnxruntime, torch
+from kd_lightning.datamodules import DigitsDataModule
+from kd_lightning.models import Network
+
+data = DigitsDataModule(global_batch_size=450)
+data.setup("test")
+(batch,) = data.test_dataloader()
+network = Network("cifar_resnet8", {"widths": [2, 2, 4, 8]}, weights="runs/e/r").build(10, 1).eval()
+session = onnxruntime.InferenceSession("onnx/student.onnx")
+(logits,) = session.run(["logits"], {"image": batch.image.contiguous().numpy()})
+same = torch.from_numpy(logits).argmax(dim=1) == network(batch.image).argmax(dim=1)
+print(json.dumps({"images": len(batch), "same": int(same.sum())}))
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +96,9 @@ def test_one_of_them_is_trained_with_its_recipe(carried: Carried, tmp_path: Path
     (teacher,) = (tmp_path / "runs/recipes").glob("teacher-*/")
     assert (teacher / "run.json").is_file()
     assert str(REPOSITORY) not in (tmp_path / "runs/e/r/config.yaml").read_text()
+    on_cpu = "--trainer.accelerator=cpu"
+    carried("-m", "kd_lightning", "report", "runs/e/r", "--output", "report", on_cpu)
+    assert len(json.loads((tmp_path / "report/report.json").read_text())["methods"]) == 1
+    line = ["export", "runs/e/r", "--format", "onnx", "--output", "onnx/student.onnx"]
+    assert "450 of 450 decisions the same" in carried("-m", "kd_lightning", *line)
+    assert json.loads(carried("-c", ASKED)) == {"images": 450, "same": 450}

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from kd_lightning.export import Agreement, Facts, Int8, Part, Preprocessing, card
+from kd_lightning.export import Agreement, Checkpoint, Facts, Int8, Part, Preprocessing, card
 from kd_lightning.models import Network
 
 RECIPE = Network("resnet10t", {"drop_rate": 0.1})
@@ -23,7 +23,11 @@ def facts() -> Facts:
         scheme="OfflineDistiller",
         formulas={"criteria": "0.1 CrossEntropy + 0.9 SoftTarget(temperature=4.0)"},
         teachers=["resnet50"],
+        taught_first=False,
         figures=FIGURES,
+        untested="",
+        checkpoint=Checkpoint("last", "", True, epoch=60, step=240),
+        config={"data": {"init_args": {"root": "/home/me/data", "mean": [0.5]}}},
         training={"seed": 3, "epochs": 60, "versions": {"torch": "2.12.0"}, "commit": "abc123"},
         agreement=Agreement(images=256, same=256, difference=0.0, scale=9.0),
     )
@@ -59,9 +63,11 @@ def test_what_the_card_says(facts: Facts) -> None:
         "- criteria: `0.1 CrossEntropy + 0.9 SoftTarget(temperature=4.0)`",
         "| test/top1 | 0.9000 |",
         "256 of 256 decisions the same",
+        "- checkpoint: last; of epoch 60, step 240",
         "- seed: 3",
         "- torch 2.12.0",
         "- commit: abc123",
+        "```yaml\ndata:\n  init_args:\n    mean:\n    - 0.5\n```",
     ):
         assert said in text
     assert "import kd_lightning" not in text
@@ -71,10 +77,30 @@ def test_what_is_not_known_is_said(facts: Facts) -> None:
     unknown = facts._replace(figures={}, training={}, preprocessing=Preprocessing((1, 8, 8)))
     text = card(unknown)
     assert "model-index" not in front(text)
-    assert "This checkpoint has not been tested" in text
+    assert "This checkpoint has not been tested; `kd-lightning test RUN` tests it." in text
     assert "normalised by figures that the data module does not say" in text
     assert "`resnet50`, its top-1 was not measured with this checkpoint" in text
     assert "- commit: not known" in text
+
+
+@pytest.mark.parametrize(
+    ("by", "on_test", "said"),
+    [
+        ("val/top1", True, "best, by val/top1, which was measured on the test set; of epoch 2, step 8"),
+        ("val/top1", False, "best, by val/top1; of epoch 2, step 8"),
+        ("train/loss", True, "best, by train/loss; of epoch 2, step 8"),
+    ],
+)
+def test_the_best_checkpoint_says_by_what(facts: Facts, by: str, on_test: bool, said: str) -> None:
+    best = Checkpoint("best", by, on_test, epoch=2, step=8)
+    text = card(facts._replace(checkpoint=best, figures={}, untested=" on the whole test set, but on 5 of 9 images"))
+    assert f"- checkpoint: {said}\n" in text
+    assert "tested on the whole test set, but on 5 of 9 images; `kd-lightning test RUN --ckpt best` tests it." in text
+
+
+def test_the_figure_of_a_generation_that_teaches_is_not_the_given_teachers(facts: Facts) -> None:
+    text = card(facts._replace(taught_first=True))
+    assert "- teacher of generation 0: `resnet50`, not measured here\n" in text
 
 
 @pytest.mark.parametrize(("part", "top1"), [("", 0.9), ("a", 0.7), ("ensemble", 0.9), ("b", None)])

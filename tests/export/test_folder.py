@@ -26,12 +26,19 @@ def test_after_an_error_nothing_is_new(tmp_path: Path) -> None:
 
 
 def test_somebody_elses_readme_is_not_overwritten(tmp_path: Path) -> None:
-    check_folder(tmp_path / "new")
+    check_folder(tmp_path / "new", "m.onnx")
     (tmp_path / "README.md").write_text("my project")
     with pytest.raises(ValueError, match=r"README\.md is no model card of an export, and would be overwritten"):
-        check_folder(tmp_path)
+        check_folder(tmp_path, "m.onnx")
     (tmp_path / "preprocessing.json").write_text("{}")
-    check_folder(tmp_path)
+    check_folder(tmp_path, "m.onnx")
+
+
+def test_a_folder_is_of_one_network(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("old")
+    check_folder(tmp_path, "m.onnx")
+    with pytest.raises(ValueError, match=r"holds m\.onnx, and one card is of one network: give the export a folder"):
+        check_folder(tmp_path, "m.safetensors")
 
 
 class LocalApi:
@@ -58,7 +65,7 @@ def test_the_exports_files_alone_go_to_the_hub(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(huggingface_hub, "HfApi", LocalApi)
     monkeypatch.setattr(LocalApi, "root", tmp_path / "hub", raising=False)
     (tmp_path / "out").mkdir()
-    for name in ("model.onnx", "README.md", ".env", "data.csv"):
+    for name in ("model[a].onnx", "modela.onnx", "README.md", ".env", "data.csv"):
         (tmp_path / "out" / name).write_text(name)
-    assert push("me/net", tmp_path / "out", ["model.onnx", "README.md"]) == "me/net: Upload model.onnx"
-    assert sorted(each.name for each in (tmp_path / "hub/me/net").iterdir()) == ["README.md", "model.onnx"]
+    assert push("me/net", tmp_path / "out", ["model[a].onnx", "README.md"]) == "me/net: Upload model[a].onnx"
+    assert sorted(each.name for each in (tmp_path / "hub/me/net").iterdir()) == ["README.md", "model[a].onnx"]

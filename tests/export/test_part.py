@@ -1,7 +1,11 @@
+import json
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from kd_lightning.export.part import Ensemble, at_ease, bare, recipes
+from kd_lightning.models import Network
 
 
 def test_a_recipe_loses_the_weights_that_a_training_started_from() -> None:
@@ -11,6 +15,15 @@ def test_a_recipe_loses_the_weights_that_a_training_started_from() -> None:
     assert made.kwargs == {"network": {"name": "cifar_resnet8", "kwargs": {"widths": [2, 2, 4, 8]}}, "only": 2}
     assert made.weights is None
     assert bare({"name": "resnet18", "weights": "pretrained"}).kwargs == {}
+
+
+def test_a_network_of_a_folder_is_known_by_its_architecture(tmp_path: Path) -> None:
+    config = {"architecture": "resnet10t", "num_classes": 9, "model_args": {"in_chans": 3, "stem_width": 8}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    stated = {"name": f"local-dir:{tmp_path}", "kwargs": {"drop_rate": 0.1}}
+    assert bare(stated) == Network("resnet10t", {"stem_width": 8, "drop_rate": 0.1})
+    outer = bare({"name": "kd_lightning.models.MultiExitNetwork", "kwargs": {"network": stated}})
+    assert outer.kwargs["network"] == {"name": "resnet10t", "kwargs": {"stem_width": 8, "drop_rate": 0.1}}
 
 
 def test_the_recipes_of_a_run() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import timm.models._hub as hub
 import torch
 from timm.data import resolve_data_config
 from torch import nn
@@ -26,15 +27,19 @@ def test_what_is_not_known_is_left_out() -> None:
     }
 
 
-def test_timm_builds_the_network_from_the_folder(tmp_path: Path) -> None:
+def test_timm_builds_the_network_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Network("resnet10t", {"drop_rate": 0.1})
     network = recipe.build(4, seed=5).eval()
-    config = timm_config(Part("", network, recipe), FOLDERS, ["a", "b", "c", "d"])
+    config = timm_config(Part("", network, recipe), FOLDERS, ["a", "b", "c", "d"], "other.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_weights(network, tmp_path / "other.safetensors")
     made = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(made(images), network(images))
+    # The hub: its files are in that folder.
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repo_id, filename, **options: str(tmp_path / filename))
+    pushed = timm.create_model("hf-hub:me/net", pretrained=True).eval()
+    assert torch.equal(pushed(images), network(images))
     wanted = resolve_data_config(model=made)
     assert (wanted["input_size"], wanted["crop_pct"], wanted["interpolation"]) == ((3, 64, 64), 0.9, "bicubic")
     assert (tuple(wanted["mean"]), tuple(wanted["std"])) == (FOLDERS.mean, FOLDERS.std)
@@ -47,4 +52,4 @@ def test_what_timm_does_not_build_by_name(small: nn.Module) -> None:
     assert not is_timms(Part("", small, Network("resnet18"), "two heads"))
     assert is_timms(Part("", small, Network("resnet18")))
     with pytest.raises(ValueError, match=r"config\.json is for networks that timm builds by name"):
-        timm_config(Part("", small, None), FOLDERS, ["a"])
+        timm_config(Part("", small, None), FOLDERS, ["a"], "m.safetensors")

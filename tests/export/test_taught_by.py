@@ -15,3 +15,4 @@ def test_the_networks_that_teach() -> None:
     assert len(list(networks(teacher("offline/ensemble.yaml")))) > 1
     assert list(networks(teacher("offline/kd.yaml"))) == ["cifar_resnet8"]
     assert list(networks(None)) == []
+    assert list(networks({"name": "local-dir:/home/me/big", "weights": "pretrained"})) == ["local-dir:big"]

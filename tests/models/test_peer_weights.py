@@ -27,6 +27,9 @@ def test_a_peer_a_branch_and_the_best() -> None:
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], value) for key, value in expected.items())
     assert peer_weights(given, "one").keys() == BranchedNetwork(num_classes=10, **BRANCHED).state_dict().keys()  # type: ignore[arg-type]
+    average = {f"module.networks.a.{key}": v for key, v in SMALL.build(10, seed=3).state_dict().items()}
+    averaged = peer_weights({**given, "ema": average}, "a")
+    assert torch.equal(averaged["fc.weight"], average["module.networks.a.fc.weight"])
     branch = peer_weights(given, "one_2")
     assert torch.equal(branch["fc.weight"], given["state_dict"]["student.networks.one.branches.1.fc.weight"])
     assert torch.equal(branch["stem.conv.weight"], given["state_dict"]["student.networks.one.trunk.stem.conv.weight"])

@@ -7,7 +7,16 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kd_lightning.report.sweep_map import Point, draw_line, draw_map, draw_sweep, means, sweep_table, varied
+from kd_lightning.report.sweep_map import (
+    Point,
+    draw_line,
+    draw_map,
+    draw_sweep,
+    drawable,
+    means,
+    sweep_table,
+    varied,
+)
 
 
 def grid(**values: list[object]) -> list[Point]:
@@ -21,6 +30,17 @@ def test_a_point_is_the_mean_and_sample_deviation_of_its_seeds() -> None:
     assert (point.mean, point.std) == (pytest.approx(0.6), pytest.approx(0.1))
     assert Point({"T": 1}, [0.5]).std == 0
     assert math.isnan(Point({"T": 1}, []).mean)
+
+
+def test_where_not_all_values_are_numbers_all_are_words() -> None:
+    points = drawable(grid(T=[1, 4.5], dropout=[0, False]))
+    assert [tuple(point.parameters.values()) for point in points] == [
+        (1, "0"),
+        (1, "False"),
+        (4.5, "0"),
+        (4.5, "False"),
+    ]
+    assert drawable([Point({}, [0.5])]) == [Point({"": "all seeds"}, [0.5])]
 
 
 def test_what_has_one_value_does_not_vary() -> None:
@@ -64,8 +84,16 @@ def test_a_line_goes_through_the_means() -> None:
         (grid(optimizer=["sgd", "adam"], T=[1, 4]), 1),
         ([Point({"a": a, "b": b, "c": c}, [0.5]) for a in (1, 2) for b in (1, 2) for c in (1, 2, 3)], 3),
         ([Point({"a": a, "b": b}, []) for a in (1, 2) for b in (1, 2)], 1),
+        ([Point({}, [0.5, 0.6])], 1),
+        (grid(widths=[[2, 4], [4, 8]], T=[1, 4]), 1),
+        ([Point({"optimizer": {"lr": lr}}, [lr]) for lr in (0.1, 0.2)], 1),
+        ([Point({"precision": precision}, [0.5]) for precision in ("32-true", 16)], 1),
+        ([Point({"a": a, "b": b, "c": c}, [0.5]) for a in (1, True) for b in (1, None) for c in ([1], [2], [3])], 3),
     ],
-    ids=["one point", "one parameter", "words", "three parameters", "nobody got to the end"],
+    ids=[
+        *("one point", "one parameter", "words", "three parameters", "nobody got to the end"),
+        *("seeds alone", "lists", "dicts", "words and numbers", "three with lists"),
+    ],
 )
 def test_a_picture_is_drawn(points: list[Point], panels: int, tmp_path: Path) -> None:
     draw_sweep(points, "val/top1", tmp_path / "sweep.png")
