@@ -242,6 +242,7 @@ def test_a_person_at_a_terminal_sees_terms_speed_time_left_and_the_card(tmp_path
     assert shown.index("Training") < shown.index("kd-lightning report runs/e/r")
 
 
+@pytest.mark.slow
 def test_a_pipe_is_given_plain_lines(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "kd_lightning", "fit", "--config", str(STUDENT), *SHORT]
     done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Distil for three epochs in float64; write what each rank holds at the end, and what it tested."""
 import sys

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = '''
 """Train a network with BatchNorm under Lightning's DDP and under the chosen one; keep states and what was said."""
 import sys

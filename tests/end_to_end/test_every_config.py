@@ -128,7 +128,7 @@ def test_config_runs(path: Path, data: Path, tmp_path: Path, monkeypatch: pytest
     assert launch == f"# kd-lightning fit --config {path.relative_to(CONFIGS.parent)}"
     monkeypatch.chdir(tmp_path)
     options = [*QUIET, *small(path, data, tmp_path), "--experiment=e", "--run=r"]
-    assert run(["fit", "--config", str(path), *options, "--trainer.fast_dev_run=2"]) == 0
+    assert run(["fit", "--config", str(path), *options, "--trainer.fast_dev_run=1"]) == 0
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("logger/*.yaml")), ids=lambda path: path.stem)
@@ -138,7 +138,7 @@ def test_overlay_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names = [f"--config {file.relative_to(CONFIGS.parent)}" for file in (laid_over, path)]
     assert path.read_text().splitlines()[0] == f"# kd-lightning fit {' '.join(names)}"
     line = ["fit", "--config", str(laid_over), "--config", str(path), *QUIET, "--run=r"]
-    assert run([*line, "--trainer.fast_dev_run=2"]) == 0
+    assert run([*line, "--trainer.fast_dev_run=1"]) == 0
     assert not Path("runs").exists()
 
 
@@ -150,7 +150,7 @@ def test_sweep_runs(path: Path, data: Path, tmp_path: Path, monkeypatch: pytest.
     sweep = read_sweep(path)
     base = CONFIGS.parent / sweep.line[0].removeprefix("--config=")
     options = [*QUIET, *small(base, data, tmp_path), "--run=r"]
-    assert run(["fit", *sweep.line, *cells(sweep.parameters)[-1].options(), *options, "--trainer.fast_dev_run=2"]) == 0
+    assert run(["fit", *sweep.line, *cells(sweep.parameters)[-1].options(), *options, "--trainer.fast_dev_run=1"]) == 0
 
 
 def test_real_images_train_a_step(cifar100_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,7 @@ def test_both_heads_are_reported_and_their_tokens_come_together(tmp_path: Path) 
         assert -1 <= between_heads <= 1
 
 
+@pytest.mark.slow
 def test_a_network_and_a_loss_of_ones_own_are_distilled_and_used_without_the_package(tmp_path: Path) -> None:
     lines = lines_of("06_bring_your_own.ipynb", tmp_path)
     assert any(line.startswith("tap 'mixd'") and "nearest first: mixed" in line for line in lines)

@@ -59,7 +59,7 @@ def rank_one(parent: int) -> int:
 
 
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    options = ["--trainer.max_epochs=6", "--checkpoints.every_steps=4"]
+    options = ["--trainer.max_epochs=3", "--checkpoints.every_steps=4"]
     whole = fit(tmp_path, "whole", *options)
     finished(whole)
     killed = fit(tmp_path, "killed", *options)
@@ -76,7 +76,8 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the second rank in /proc")
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_either_rank_can_be_asked_and_both_leave(tmp_path: Path, rank: int) -> None:
     process = fit(tmp_path, "r", "--trainer.max_epochs=5000", *DDP)
     last = tmp_path / "runs/e/r/checkpoints/last.ckpt"

@@ -1,7 +1,6 @@
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -124,38 +123,32 @@ def test_sums_are_those_of_zlib() -> None:
     assert row_sums(np.frombuffer(b"123456789", dtype=np.uint8)[None]).tolist() == [0xCBF43926]
 
 
-WRITER = """
-import sys
-from pathlib import Path
-import numpy as np
-from kd_lightning.models.output_store import Layout, OutputStore
-rng = np.random.default_rng(int(sys.argv[2]))
-store = OutputStore(Path(sys.argv[1]), Layout(4000, 64), {"a": "b"})
-print("ready", flush=True)
-while True:
-    rows = rng.integers(0, 4000, 32)
-    rows = np.unique(rows)
-    store.write(rows, ((rows[:, None] * 7 + np.arange(64)) % 251).astype(np.uint8))
-"""
+def write_on_and_on(path: Path, seed: int, ready: Event) -> None:
+    rng = np.random.default_rng(seed)
+    store = OutputStore(path, Layout(4000, 64), {"a": "b"})
+    ready.set()
+    while True:
+        rows = np.unique(rng.integers(0, 4000, 32))
+        store.write(rows, ((rows[:, None] * 7 + np.arange(64)) % 251).astype(np.uint8))
 
 
 def test_writers_killed_at_any_moment_leave_no_wrong_row(tmp_path: Path) -> None:
-    path = tmp_path / "x.outputs"
-    for seed in range(2):
+    path, context = tmp_path / "x.outputs", multiprocessing.get_context("fork")
+    for seed in range(8):
+        ready = [context.Event(), context.Event()]
         pair = [
-            subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(seed * 2 + who)], stdout=subprocess.PIPE)
+            context.Process(target=write_on_and_on, args=(path, 2 * seed + who, ready[who]), daemon=True)
             for who in range(2)
         ]
         for each in pair:
-            assert each.stdout is not None
-            assert each.stdout.readline() == b"ready\n"
+            each.start()
+        assert all(event.wait(60) for event in ready)
         for each in pair:
-            each.send_signal(signal.SIGKILL)
-            each.wait()
-            assert each.stdout is not None
-            each.stdout.close()
+            each.kill()
+            each.join()
         made = OutputStore(path, Layout(4000, 64), {"a": "b"})
         rows = np.arange(4000)
         data, there = made.read(rows)
         expected = ((rows[:, None] * 7 + np.arange(64)) % 251).astype(np.uint8)
         assert np.array_equal(data[there], expected[there])
+    assert there.any()
