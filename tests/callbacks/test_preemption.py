@@ -104,6 +104,7 @@ def test_who_listened_before_listens_again(handlers: Any) -> None:
     assert heard == [signal.SIGTERM]
 
 
+@pytest.mark.slow
 def test_sigterm_to_a_process_leaves_what_resume_completes(tmp_path: Path) -> None:
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
     small = ["--data.init_args.global_batch_size=16", "--trainer.log_every_n_steps=5", "--trainer.max_epochs=2"]

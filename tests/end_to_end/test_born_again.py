@@ -88,7 +88,13 @@ AVERAGE = '--trainer.callbacks=[{"class_path": "kd_lightning.callbacks.StudentEM
 # Generations begin after steps 6 and 12; saved after each epoch, or each second step.
 @pytest.mark.parametrize(
     ("step", "options"),
-    [(2, []), (7, []), (6, ["--checkpoints.every_steps=2"]), (10, [AVERAGE]), (13, ["--checkpoints.every_steps=2"])],
+    [
+        pytest.param(2, [], marks=pytest.mark.slow),
+        (7, []),
+        pytest.param(6, ["--checkpoints.every_steps=2"], marks=pytest.mark.slow),
+        (10, [AVERAGE]),
+        (13, ["--checkpoints.every_steps=2"]),
+    ],
 )
 def test_resumed_equals_uninterrupted(fit: Fit, gone_at: GoneAt, step: int, options: Sequence[str]) -> None:
     options = [*shares(3, 2), "--trainer.log_every_n_steps=3", *options]

@@ -127,7 +127,9 @@ def test_dafl_learns_without_a_training_image(fit: Fit, unreadable: None) -> Non
     assert float(last["train/generator_loss"]) < float(first["train/generator_loss"])
 
 
-@pytest.mark.parametrize(("config", "step"), [(DAFL, 4), (ADVERSARIAL, 5), (ADVERSARIAL, 8)])
+@pytest.mark.parametrize(
+    ("config", "step"), [(DAFL, 4), pytest.param(ADVERSARIAL, 5, marks=pytest.mark.slow), (ADVERSARIAL, 8)]
+)
 def test_resumed_equals_uninterrupted(fit: Fit, gone_at: GoneAt, config: Path, step: int) -> None:
     options = [*SHORT, "--checkpoints.every_steps=3", "--trainer.log_every_n_steps=2"]
     options += ["--model.init_args.generator_steps=2", "--model.init_args.generator_every=2"]

@@ -78,7 +78,7 @@ def test_what_is_predicted_is_the_headline(fit: Fit) -> None:
     assert len(rows) == 450
 
 
-@pytest.mark.parametrize("step", [6, 15])
+@pytest.mark.parametrize("step", [pytest.param(6, marks=pytest.mark.slow), 15])
 def test_resumed_equals_uninterrupted(fit: Fit, gone_at: GoneAt, step: int) -> None:
     average = '--trainer.callbacks=[{"class_path": "kd_lightning.callbacks.StudentEMA", "init_args": {"decay": 0.9}}]'
     random = "--model.student.kwargs.drop_path_rate=0.2"

@@ -110,10 +110,10 @@ def test_distillation_reports_the_teacher_and_keeps_it_out_of_the_checkpoint(fit
 @pytest.mark.parametrize(
     ("step", "options"),
     [
-        (4, []),
+        pytest.param(4, [], marks=pytest.mark.slow),
         (14, []),
-        (5, ["--checkpoints.every_steps=4"]),
-        (17, ["--checkpoints.every_steps=3"]),
+        pytest.param(5, ["--checkpoints.every_steps=4"], marks=pytest.mark.slow),
+        pytest.param(17, ["--checkpoints.every_steps=3"], marks=pytest.mark.slow),
         (20, ["--checkpoints.every_steps=5"]),
     ],
 )
@@ -153,7 +153,7 @@ REMEMBERING = {
 }
 
 
-@pytest.mark.parametrize("step", [6, 16])
+@pytest.mark.parametrize("step", [pytest.param(6, marks=pytest.mark.slow), 16])
 def test_resumed_adapters_temperature_and_memory_equal_uninterrupted(fit: Fit, gone_at: GoneAt, step: int) -> None:
     teacher = fit(TEACHER, "t", "--trainer.max_epochs=1")
     options = ["--trainer.max_epochs=2", "--checkpoints.every_steps=4", f"--model.criteria={json.dumps(REMEMBERING)}"]

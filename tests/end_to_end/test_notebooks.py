@@ -58,11 +58,16 @@ def lines_of(name: str, folder: Path) -> list[str]:
 
 
 def test_the_quickstart_compares_a_student_alone_and_distilled(tmp_path: Path) -> None:
-    table = lines_of("01_quickstart.ipynb", tmp_path)
+    name = "01_quickstart.ipynb"
+    table, shown = lines_of(name, tmp_path), printed(code(nbformat.read(NOTEBOOKS / name, as_version=4)))
     assert [line.split()[0] for line in table] == ["parameters", "teacher", "alone", "distilled"]
     teacher, alone, distilled = (float(line.split()[-1]) for line in table[1:])
     assert teacher > max(alone, distilled)
     assert min(alone, distilled) > 80
+    for line, stored in zip(table[1:], shown[1:], strict=True):
+        *sizes, top1 = figures(line)
+        assert sizes == figures(stored)[:-1]
+        assert top1 == pytest.approx(figures(stored)[-1], abs=4)  # machines round otherwise, and train on
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def results(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize(("step", "every"), [(14, 4), (7, 1)])
+@pytest.mark.parametrize(("step", "every"), [pytest.param(14, 4, marks=pytest.mark.slow), (7, 1)])
 def test_a_resumed_mean_teacher_equals_the_uninterrupted_one(fit: Fit, gone_at: GoneAt, step: int, every: int) -> None:
     config = CONFIGS / "offline/mean_teacher.yaml"
     options = ["--trainer.max_epochs=2", f"--checkpoints.every_steps={every}"]

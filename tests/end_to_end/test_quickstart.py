@@ -95,7 +95,8 @@ def test_it_prints_a_line_for_each_run_then_the_tables_and_where_the_report_is(p
     assert lines[0].startswith("the earlier runs are now in runs/digits.20")
     for number, line in enumerate(lines[1:10], start=1):
         assert re.fullmatch(rf"\[{number}/9\] \w+, seed \d: top-1 \d+\.\d\d %, \d+ s so far", line)
-    assert "What it reaches" in lines[10]
+    assert lines[10] == "Tested at the last checkpoint of each run."
+    assert "What it reaches" in lines[11]
     assert lines[-1] == "the page: runs/digits/report/report.html"
 
 

@@ -81,7 +81,7 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
     assert all(torch.equal(mine[key], its[key]) for key in mine)
 
 
-@pytest.mark.parametrize("step", [3, 11])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 11])
 def test_resumed_equals_uninterrupted(
     config: Path, gone_at: Callable[[int], AbstractContextManager[None]], step: int
 ) -> None:

@@ -99,7 +99,8 @@ def test_stored_equals_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses("read") == other  # what fills a file equals what reads it
 
 
-@pytest.mark.parametrize("kind", [pytest.param("two ranks", marks=pytest.mark.slow), "two runs"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two ranks", "two runs"])
 def test_several_fill_one_file(kind: str) -> None:
     if kind == "two ranks":
         filling = [command("ranks", "--trainer.devices=2", "--trainer.strategy=ddp")]

@@ -232,7 +232,7 @@ def test_channels_last_computes_the_same(name: str) -> None:
 
 @families
 def test_bfloat16_autocast(name: str) -> None:
-    model, x = network(name), images(4)
+    model, x = network(name), images(2)
     with torch.no_grad():
         expected = model.forward_features(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
