@@ -3,7 +3,7 @@
 import os
 import random
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Set before torch is imported, and for the processes that tests start.
@@ -35,6 +35,18 @@ def known_seeds() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+def visible() -> set[str]:
+    return {path.name for path in REPOSITORY.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_in_the_repository() -> Iterator[None]:
+    """A run that was not sent elsewhere writes into the folder that the tests were started from."""
+    before = visible()
+    yield
+    assert visible() <= before
 
 
 def user_data(name: str) -> Path:

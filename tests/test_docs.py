@@ -6,14 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image, ImageColor
 
 from kd_lightning.cli.commands import OF_RUNS
 from kd_lightning.cli.door import Door
+from kd_lightning.report.drawing.inks import inks
 
 # By a step from ResNet-56 to ResNet-20: these are for transformers, several views, or generated images.
 UNMEASURED = {
@@ -153,3 +156,19 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         page = (tmp_path / f"site/api/kd_lightning.{room}.html").read_text(encoding="utf-8")
         public = importlib.import_module(f"kd_lightning.{room}").__all__
         assert [name for name in public if f'id="kd_lightning.{room}.{name}"' not in page] == []
+
+
+def test_the_pythons_are_those_of_the_package() -> None:
+    with (REPOSITORY / "pyproject.toml").open("rb") as opened:
+        classifiers = tomllib.load(opened)["project"]["classifiers"]
+    versions = [found[1] for each in classifiers if (found := re.fullmatch(r".*:: Python :: (3\.\d+)", each))]
+    stated = f"Python {', '.join(versions[:-1])} or {versions[-1]}"
+    for name in ("README.md", "docs/getting_started.md", "CONTRIBUTING.md", ".ci/run"):
+        assert stated in (REPOSITORY / name).read_text(encoding="utf-8"), name
+
+
+def test_each_method_has_its_colour_in_the_picture_of_the_report() -> None:
+    with Image.open(REPOSITORY / "docs/report.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(picture.width * picture.height)}
+    for name, ink in inks(["teacher", "alone", "distilled"]).items():
+        assert ImageColor.getrgb(ink.colour) in colours, name
