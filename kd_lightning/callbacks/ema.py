@@ -9,9 +9,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from kd_lightning.distillers.codistillation import TrainsInGroups
+from kd_lightning.models.evaluated import AVERAGE, EVALUATED
 from kd_lightning.models.moving_average import move_towards
 from kd_lightning.models.sharding import is_sharded
-from kd_lightning.models.weights import AVERAGE, EVALUATED
 
 
 class Average(nn.Module):

@@ -21,8 +21,8 @@ from kd_lightning.distillers.metrics import ECE_BINS
 from kd_lightning.distillers.notable_images import NotableImages
 from kd_lightning.distillers.onlooker import Onlooker
 from kd_lightning.models import FrozenTeacher, Teacher, save_weights
+from kd_lightning.models.evaluated import evaluated_student
 from kd_lightning.models.peer_weights import TOP1, peers_in
-from kd_lightning.models.weights import evaluated_student
 from kd_lightning.ranks import summed
 from kd_lightning.run_folder import RunFolder
 

@@ -26,10 +26,11 @@ from kd_lightning.distillers.shares import share_of
 from kd_lightning.distillers.tap_table import tap_table
 from kd_lightning.distillers.unreached import Unreached
 from kd_lightning.models import NetworkLike, Outputs, Teacher, Views
+from kd_lightning.models.evaluated import STUDENT, below
 from kd_lightning.models.memory_format import memory_format
 from kd_lightning.models.tap_plan import TapPlan, classifier_of, plan, several
 from kd_lightning.models.taps import LOGITS, tapped
-from kd_lightning.models.weights import STUDENT, matched
+from kd_lightning.models.weights import matched
 from kd_lightning.ranks import summed
 from kd_lightning.seeds import hashed_int, run_seed, seed_torch
 
@@ -277,9 +278,7 @@ class Distiller(pl.LightningModule, ABC):
         Raises:
             ValueError: if the checkpoint's student is another network, or has another number of classes.
         """
-        state = checkpoint.get("state_dict", {})
-        student = {key.removeprefix(STUDENT): value for key, value in state.items() if key.startswith(STUDENT)}
-        matched(student, self._student(), "the checkpoint")
+        matched(below(checkpoint.get("state_dict"), STUDENT), self._student(), "the checkpoint")
         self.meter.restore(checkpoint.get("meter"), self.global_rank)
         if "optimizer_states" in checkpoint:
             self._restored = {key: checkpoint.get(key, []) for key in ("optimizer_states", "lr_schedulers")}

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.models.weights import evaluated_student, matched, read_weights
+from kd_lightning.models.evaluated import below, evaluated_student
+from kd_lightning.models.weights import matched, read_weights
 
 OF_PEER = "#peer="  # between a run, or a file, and the name of one of its peers
 PEERS = "networks"  # what holds the peers in an `OnlineDistiller`'s student
@@ -28,10 +29,6 @@ def plain_weights(state: Mapping[str, Tensor], branch: int) -> dict[str, Tensor]
         known = sorted({int(key.split(".")[1]) + 1 for key in state if key.startswith(BRANCHES)})
         raise ValueError(f"there is no branch {branch}: there are {known}")
     return {key.removeprefix(part): value for key, value in state.items() for part in wanted if key.startswith(part)}
-
-
-def _under(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 def _has_exits(state: Mapping[str, Tensor]) -> bool:
@@ -67,8 +64,8 @@ def best_peer(top1: Mapping[str, float], asked: str) -> str:
 
 def peers_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """The peers of an `OnlineDistiller`'s checkpoint, each by its own network's names, as they are evaluated."""
-    state = _under(evaluated_student(checkpoint), PEERS)
-    return {name: _under(state, name) for name in sorted({key.partition(".")[0] for key in state})}
+    state = below(evaluated_student(checkpoint), PEERS)
+    return {name: below(state, name) for name in sorted({key.partition(".")[0] for key in state})}
 
 
 def _owner(checkpoint: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], int | None]:
@@ -108,7 +105,7 @@ def _part_for(network: nn.Module, found: Mapping[str, Tensor], number: int | Non
     """Of a peer with exits, what a network takes: all, up to the exit that is meant, or the network without exits."""
     wanted = network.state_dict()
     if number is None:
-        return dict(found) if _has_exits(wanted) else _under(found, NETWORK.removesuffix("."))
+        return dict(found) if _has_exits(wanted) else below(found, NETWORK.removesuffix("."))
     if {key.split(".")[1] for key in wanted if key.startswith(EXITS)} != {str(number)}:
         raise ValueError(
             f"{source} is an exit: build it as a MultiExitNetwork with only: {number}, got {type(network).__name__}"

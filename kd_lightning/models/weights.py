@@ -13,14 +13,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.models.evaluated import evaluated_student
 from kd_lightning.models.position_embeddings import NAME, with_resized
 from kd_lightning.whole_file import whole_file
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "student.", "model.", "network.")
-STUDENT = "student."  # what the student's entries in a Lightning checkpoint start with
-AVERAGE, EVALUATED = "ema", "ema_evaluated"  # there: the student's moving average, and whether that is evaluated
-OF_AVERAGE = "module."  # what the average's entries start with
 SHOWN = 20
 
 State = Mapping[str, Any]
@@ -88,21 +86,6 @@ def _read(path: Path, sha256: str | None) -> object:
         if (zipped := start.startswith(b"PK\x03\x04")) or start.startswith(b"\x80"):
             return _read_torch(file, path, zipped)
         raise _unreadable(path, ValueError(f"it begins with {start!r}, as no safetensors or torch.save file does"))
-
-
-def _below(state: object, prefix: str) -> dict[str, Any]:
-    entries = state.items() if isinstance(state, Mapping) else ()
-    return {name.removeprefix(prefix): value for key, value in entries if (name := str(key)).startswith(prefix)}
-
-
-def evaluated_student(checkpoint: State) -> dict[str, Any]:
-    """The student of a Lightning checkpoint under its own names; nothing where it holds none.
-
-    It is the moving average where the run evaluates that, so it is what the run's figures are of. An average that does
-    not say whether it is evaluated is.
-    """
-    average = _below(checkpoint.get(AVERAGE), OF_AVERAGE) if checkpoint.get(EVALUATED, True) else {}
-    return average or _below(checkpoint.get("state_dict"), STUDENT)
 
 
 def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Any]:

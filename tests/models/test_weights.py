@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kd_lightning.models.weights import (
-    evaluated_student,
     file_sha256,
     fingerprint,
     load_weights,
@@ -548,15 +547,3 @@ def test_bad_arguments_of_saving_are_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="weights must be tensors, got int under epoch"):
         save_weights({"epoch": 3}, tmp_path / "w.safetensors")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_student_of_a_checkpoint_is_its_average_unless_that_is_not_evaluated() -> None:
-    student, average = net(0).state_dict(), net(1).state_dict()
-    content = {"state_dict": prefixed(student, "student.") | {"criteria.a.w": torch.ones(1)}}
-    assert same(evaluated_student(content), student)
-    kept = content | {"ema": prefixed(average, "module.")}
-    assert same(evaluated_student(kept), average)
-    assert same(evaluated_student(kept | {"ema_evaluated": True}), average)
-    assert same(evaluated_student(kept | {"ema_evaluated": False}), student)
-    assert same(evaluated_student(content | {"ema": {"decay": 0.9}}), student)  # somebody else's
-    assert evaluated_student({}) == {}
