@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+
+from kd_lightning.trust import ALLOWED, allow
 
 REPOSITORY = Path(__file__).parents[1]
 BESIDE = REPOSITORY.parent / "shared" / "data"  # zipped data sets may lie beside the checkout
@@ -47,6 +50,31 @@ def nothing_is_left_in_the_repository() -> Iterator[None]:
     before = visible()
     yield
     assert visible() <= before
+
+
+@pytest.fixture(autouse=True)
+def trusted_as_before() -> Iterator[None]:
+    """What a test allows to be imported, the next one does not."""
+    before = set(ALLOWED)
+    yield
+    ALLOWED.clear()
+    ALLOWED.update(before)
+
+
+@pytest.fixture
+def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Writes a module of a user's own, by name and source, which may be imported until the test ends."""
+    written = []
+
+    def write(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        allow([name])
+        written.append(name)
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
 
 
 def user_data(name: str) -> Path:

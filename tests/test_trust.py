@@ -1,18 +1,9 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from kd_lightning.trust import ALLOWED, BUILT_IN, allow, imported
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    before = set(ALLOWED)
-    yield
-    ALLOWED.clear()
-    ALLOWED.update(before)
+from kd_lightning.trust import BUILT_IN, allow, imported
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from kd_lightning.export import Format, Part, Preprocessing, part
 from kd_lightning.export.use import library, usage
 from kd_lightning.models import filled_later
-from kd_lightning.trust import ALLOWED, allow
 
 SHOWN = Preprocessing((1, 32, 32))
 MODULE = "nets_of_somebody"
@@ -37,15 +35,8 @@ OURS = ("kd-lightning", "class", "simkd")
 
 
 @pytest.fixture(autouse=True)
-def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = set(ALLOWED)
-    (tmp_path / f"{MODULE}.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(tmp_path)
-    allow([MODULE])
-    yield
-    ALLOWED.clear()
-    ALLOWED.update(before)
-    sys.modules.pop(MODULE, None)
+def own_module(importable: Callable[[str, str], None]) -> None:
+    importable(MODULE, SOURCE)
 
 
 def built(recipe: str) -> Part:

@@ -1,6 +1,5 @@
 import copy
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from kd_lightning.models import Network, load_weights, save_weights
 from kd_lightning.models.network import weights_file
 from kd_lightning.models.weights import file_sha256
-from kd_lightning.trust import ALLOWED, allow
 
 MODULE = "nets_beside_the_script"
 SOURCE = """
@@ -45,15 +43,8 @@ CIFAR = "cifar_resnet8"
 
 
 @pytest.fixture(autouse=True)
-def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = set(ALLOWED)
-    (tmp_path / f"{MODULE}.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(tmp_path)
-    allow([MODULE])
-    yield
-    ALLOWED.clear()
-    ALLOWED.update(before)
-    sys.modules.pop(MODULE, None)
+def nets(importable: Callable[[str, str], None]) -> None:
+    importable(MODULE, SOURCE)
 
 
 def state(network: nn.Module) -> dict[str, Tensor]:

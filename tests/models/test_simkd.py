@@ -203,18 +203,8 @@ def test_a_factor_below_1_is_an_error(weights: str, factor: int) -> None:
         student(weights, factor=factor)
 
 
-@pytest.fixture
-def trusted() -> Any:
-    from kd_lightning.trust import ALLOWED
-
-    before = set(ALLOWED)
+def test_a_student_without_timms_interface_is_an_error(weights: str) -> None:
     allow([__name__.partition(".")[0]])
-    yield
-    ALLOWED.clear()
-    ALLOWED.update(before)
-
-
-def test_a_student_without_timms_interface_is_an_error(weights: str, trusted: None) -> None:
     with pytest.raises(ValueError, match=rf"student {__name__}.NoInterface must have forward_features, num_features"):
         student(weights, student={"name": f"{__name__}.NoInterface"})
 
@@ -227,8 +217,9 @@ def test_a_student_without_timms_interface_is_an_error(weights: str, trusted: No
     ],
 )
 def test_a_teacher_whose_classifier_cannot_be_borrowed_is_an_error(
-    network: type[nn.Module], message: str, tmp_path: Path, trusted: None
+    network: type[nn.Module], message: str, tmp_path: Path
 ) -> None:
+    allow([__name__.partition(".")[0]])
     save_weights(network(5), tmp_path / "w.safetensors")
     recipe = {"name": f"{__name__}.{network.__name__}", "weights": str(tmp_path / "w.safetensors")}
     with pytest.raises(ValueError, match=message):

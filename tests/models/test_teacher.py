@@ -1,6 +1,5 @@
 import copy
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch
 from kd_lightning.models import FrozenTeacher, Network, Outputs, TapPlan, Teacher, TeacherCheck, Views, save_weights
 from kd_lightning.models.input_adapter import InputAdapter
-from kd_lightning.trust import ALLOWED, allow
 
 MODULE = "teachers_beside_the_script"
 SOURCE = """
@@ -31,15 +29,8 @@ VIEWS = Views((3, 8, 8))
 
 
 @pytest.fixture(autouse=True)
-def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = set(ALLOWED)
-    (tmp_path / f"{MODULE}.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(tmp_path)
-    allow([MODULE])
-    yield
-    ALLOWED.clear()
-    ALLOWED.update(before)
-    sys.modules.pop(MODULE, None)
+def nets(importable: Callable[[str, str], None]) -> None:
+    importable(MODULE, SOURCE)
 
 
 def net(classes: int = 5) -> nn.Module:
